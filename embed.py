@@ -1,0 +1,370 @@
+"""Stage 1: download the images of a list, embed them with CLIP, and store id, embedding and metadata in Chroma.
+
+    python embed.py
+
+Reads FORMATTED_DATA_PATH; writes the collection in CHROMADB_PATH, the image cache and FAILED_DATA_PATH.
+Run it again to go on where it stopped, or to add what is new in the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import config
+from utils import cli, ray_actor, ray_embed, weights
+from utils.cache import ImageCache
+from utils.collection import lock_path
+from utils.download import DownloadLimits, behind_proxy, is_local
+from utils.errors import ImageError, UserError
+from utils.fetcher import Fetcher, FetchSettings, Job, Result
+from utils.formatted import from_ids, to_metadata
+from utils.lock import hold
+from utils.progress import LOG, bar, start_log
+from utils.server import Server, choose
+from utils.store import Store
+from utils.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
+
+if TYPE_CHECKING:
+    from utils.encoder import Encoder
+
+CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
+    FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME CLIP_PRETRAINED DEVICE
+    PRECISION BATCH_SIZE DOWNLOAD_WORKERS DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS
+    DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS EMBED_RAY_ADDRESS
+    EMBED_RAY_ACTORS EMBED_RAY_CPUS_PER_ACTOR"""
+READY_BATCHES = 4  # fetched before the model has taken them: enough to never wait, 5 MB each at 224 pixels
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__, config, CONSTANTS.split())
+    parser.add_argument("--retry-failed", action="store_true", help="try lasting failures again, too")
+    parser.add_argument("--refresh-metadata", action="store_true", help="bring stored metadata in line with the list")
+    parser.add_argument("--prune", action="store_true", help="remove what the list no longer holds from the store")
+    parser.add_argument("--verify", action="store_true", help="compare list, journal and collection; embed nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    start_log("embed", args.logs_dir_path)
+    check_numbers(args)
+    work = Worklist(Path(args.formatted_data_path), args.id_field, Path(args.failed_data_path))
+    path, name = Path(args.chromadb_path), args.collection_name
+    place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
+    with hold(lock_path(path), f"the store {path}"), contextlib.closing(Store(path, name, place)) as store:
+        identity = check_model(store, args)
+        work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
+        if args.verify:
+            return print_verification(work, store)
+        check_local_addresses(work, args)
+        refresh_metadata(work, store, args.refresh_metadata)
+        n_extra = prune(work, store, args.prune)
+        with cli.stoppable() as stop, saving(work, store):
+            embed = embed_on_ray if args.embed_ray_address else embed_missing
+            embed(work, store, identity, args)
+    print_summary(work, n_extra, args)
+    return stop.code or (0 if work.count(STORED, KNOWN) or not len(work) else 1)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    for name in (
+        "batch_size",
+        "embed_ray_cpus_per_actor",
+        "download_workers",
+        "download_attempts",
+        "download_max_bytes",
+        "max_image_pixels",
+    ):
+        if getattr(args, name) < 1:
+            raise UserError(f"{name.upper()} is {getattr(args, name)}; it must be 1 or more")
+    if args.download_timeout_s <= 0:
+        raise UserError(f"DOWNLOAD_TIMEOUT_S is {args.download_timeout_s}; it must be more than 0")
+
+
+def check_model(store: Store, args: argparse.Namespace) -> dict[str, str]:
+    """The identity of the model that is asked for; it must be the one that made what is stored."""
+    identity = weights.identify(args.clip_model_name, args.clip_pretrained)
+    if store.model and not weights.same_model(store.model, identity):
+        raise UserError(
+            f"collection {args.collection_name} was made with {weights.describe(store.model)}, and "
+            f"{weights.describe(identity)} is asked for; use that model again, or another COLLECTION_NAME"
+        )
+    return identity
+
+
+def check_local_addresses(work: Worklist, args: argparse.Namespace) -> None:
+    """Before model and network: what the list names on this machine will be refused, unless that is allowed."""
+    if args.download_allow_local:
+        return
+    local = [item["url"] for _, item in work.todo() if is_local(item["url"])]
+    if not local:
+        return
+    finding = f"{len(local)} items name this machine or a private network, the first is {local[0][:200]}"
+    if len(local) == work.count(TODO) and not work.count(KNOWN):
+        raise UserError(f"{finding}; --download-allow-local (DOWNLOAD_ALLOW_LOCAL) lets them in")
+    LOG.warning("%s; they fail as blocked_address without --download-allow-local (DOWNLOAD_ALLOW_LOCAL)", finding)
+
+
+def refresh_metadata(work: Worklist, store: Store, is_on: bool) -> None:
+    """Bring stored metadata in line with the list: fields added, changed and removed."""
+    if not is_on:
+        return
+    stored = dict(store.journal.metadata())  # the last one of each id
+    changed = []
+    for index, item in work.firsts():
+        id_ = work.ids[index].tobytes()
+        metadata = to_metadata(item)
+        if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, for 1, 1.0 and True are equal
+            changed.append((id_, metadata))
+    if changed:
+        store.change_metadata(np.frombuffer(b"".join(id_ for id_, _ in changed), "V16"), [m for _, m in changed])
+        store.finish()
+    print(f"metadata refreshed: {len(changed)} of {len(stored)} records")
+
+
+def _text(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True)
+
+
+def prune(work: Worklist, store: Store, is_on: bool) -> int:
+    """Remove what the list no longer holds, if asked to; returns how many such records stay."""
+    extra = np.setdiff1d(store.own, work.ids)
+    if is_on and len(extra):
+        store.remove(extra)
+        print(f"pruned: {len(extra)} records that the list no longer holds")
+        return 0
+    return len(np.setdiff1d(extra, store.journal.gone))
+
+
+@contextlib.contextmanager
+def saving(work: Worklist, store: Store) -> Iterator[None]:
+    """However the block ends, bring failures file and index up to date; the index not after an error of the disk."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):
+            work.save()
+        raise
+    except KeyboardInterrupt:
+        work.save()
+        store.finish()
+        raise
+    work.save()
+    store.finish()
+
+
+def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
+    """Download, decode, encode and store what is still to be done: each of the four goes on while the others do."""
+    n_todo = work.count(TODO)
+    if not n_todo:
+        return
+    encoder = load_encoder(store, args)
+    metadata: dict[int, dict[str, Any]] = {}  # of what is in flight
+
+    def jobs() -> Iterator[Job]:
+        for index, item in work.todo():
+            metadata[index] = to_metadata(item)
+            yield Job(index, from_ids(work.ids[index : index + 1])[0], item["url"])
+
+    def keep(results: list[Result], vectors: np.ndarray) -> None:
+        indexes = [result.job.key for result in results]
+        store.append(work.ids[indexes], [metadata.pop(index) for index in indexes], vectors)
+        for index in indexes:
+            work.store(index)
+
+    with (
+        open_fetcher(jobs(), encoder, args) as fetcher,
+        bar(n_todo, f"embed on {encoder.device}", "image") as progress,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        written: Future[None] | None = None
+        for batch in batches(fetcher, args.batch_size, work, metadata, progress):
+            if "dimension" not in store.model:
+                remember_model(store, encoder, identity, batch, args.precision)
+            vectors = encode(encoder, batch, work, metadata)
+            if written:
+                written.result()  # the batch before: at most one is on its way to the disk
+            written = writer.submit(keep, batch, vectors)
+            progress.set_postfix(stored=work.count(STORED) + len(batch), failed=work.count(FAILED), refresh=False)
+            progress.update(len(batch))
+        if written:
+            written.result()
+
+
+def load_encoder(store: Store, args: argparse.Namespace) -> Encoder:
+    from utils import encoder
+
+    settled = store.model.get("precision", "")
+    return encoder.load(args.clip_model_name, args.clip_pretrained, args.device, args.precision, settled)
+
+
+def read_limits(args: argparse.Namespace) -> DownloadLimits:
+    return DownloadLimits(
+        args.download_timeout_s,
+        args.download_attempts,
+        args.download_max_bytes,
+        args.download_allow_local,
+        args.download_respect_noai,
+    )
+
+
+def open_fetcher(jobs: Iterable[Job], encoder: Encoder, args: argparse.Namespace) -> Fetcher:
+    limits = read_limits(args)
+    settings = FetchSettings(
+        limits, args.max_image_pixels, encoder.preprocess, args.image_cache_dir_path, args.image_cache_max_bytes
+    )
+    n_ready = READY_BATCHES * args.batch_size
+    return Fetcher(jobs, settings, args.download_workers, args.download_workers_per_host, n_ready)
+
+
+def batches(
+    fetcher: Fetcher, size: int, work: Worklist, metadata: dict[int, Any], progress: Any
+) -> Iterator[list[Result]]:
+    """What was fetched, `size` images at a time; failures get their outcome on the way."""
+    batch = []
+    for result in fetcher:
+        if result.error is None:
+            batch.append(result)
+        else:
+            fail(work, metadata, result.job, result.error)
+            progress.update()
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def fail(work: Worklist, metadata: dict[int, Any], job: Job, error: ImageError) -> None:
+    metadata.pop(job.key, None)
+    work.fail(job.key, job.url, error)
+
+
+def encode(encoder: Encoder, batch: list[Result], work: Worklist, metadata: dict[int, Any]) -> np.ndarray:
+    """(B, D) float32 vectors of a batch, from which the images that the model fails on are taken out, in place."""
+    vectors = encoder.encode_each(np.stack([result.pixels for result in batch]))
+    is_good = np.isfinite(vectors).all(axis=1)
+    for result, good in zip(batch, is_good):
+        if not good:
+            fail(work, metadata, result.job, ImageError("model", "the forward pass gives no numbers"))
+    batch[:] = [result for result, good in zip(batch, is_good) if good]
+    return vectors[is_good]
+
+
+def remember_model(
+    store: Store, encoder: Encoder, identity: dict[str, str], batch: list[Result], precision: str
+) -> None:
+    """Once per collection: find out which precision its model bears, and note what makes its vectors."""
+    pixels = np.stack([result.pixels for result in batch])
+    encoder.settle_precision(pixels, may_fall_back=precision == "auto")
+    store.remember_model({**identity, **ray_actor.facts(encoder)})
+
+
+def embed_on_ray(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
+    """What embed_missing does, with actors on a Ray cluster in place of this process's fetcher and encoder."""
+    n_todo = work.count(TODO)
+    if not n_todo:
+        return
+
+    def keep(results: list[ray_embed.Embedded]) -> None:
+        good = [result for result in results if not result.error and work.outcome[result.row.key] == TODO]
+        indexes = [result.row.key for result in good]
+        if good:
+            metadata = [json.loads(result.row.metadata) for result in good]
+            store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
+        for index in indexes:
+            work.store(index)
+        for result in results:
+            if result.error:
+                work.fail(result.row.key, result.row.url, result.error)
+
+    rows = (
+        ray_actor.Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
+        for index, item in work.todo()
+    )
+    with ray_embed.cluster(args.embed_ray_address), bar(n_todo, "embed on Ray", "image") as progress:
+        n_actors, n_gpus = ray_embed.count_actors(args.embed_ray_actors, args.embed_ray_cpus_per_actor)
+
+        def run(some: Iterable[ray_actor.Row], n: int, n_actors: int) -> None:
+            for facts, results in ray_embed.embed(some, n, make_plan(store, n_gpus, args), n_actors):
+                if facts and "dimension" not in store.model:
+                    store.remember_model({**identity, **facts})
+                keep(results)
+                progress.update(len(results))
+
+        # First batches, on one actor, until one has shown which precision the model bears; then come all others.
+        while "dimension" not in store.model and (head := list(itertools.islice(rows, args.batch_size))):
+            run(head, len(head), 1)
+        run(rows, work.count(TODO), n_actors)
+
+
+def make_plan(store: Store, n_gpus: int, args: argparse.Namespace) -> ray_actor.Plan:
+    return ray_actor.Plan(
+        (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
+        store.model.get("precision", ""),
+        read_limits(args),
+        args.max_image_pixels,
+        (args.image_cache_dir_path, args.image_cache_max_bytes),
+        args.download_workers,
+        args.download_workers_per_host,
+        args.batch_size,
+        args.embed_ray_cpus_per_actor,
+        n_gpus,
+        str(Path.cwd()),
+    )
+
+
+def print_verification(work: Worklist, store: Store) -> int:
+    compared, differing = store.compare()
+    held = len(store.known) - len(store.journal.gone)
+    no_longer = len(np.setdiff1d(store.known, work.ids))
+    n_failed = len(work.failures)  # of this list, by an earlier run
+    n_lacking = work.count(TODO, FAILED, LASTING) - n_failed
+    rows = {
+        "input": f"{len(work)} items, {work.count(DUPLICATE)} of them duplicates",
+        "failed": f"{n_failed}",
+        "journal": f"{len(store.known)}, {no_longer} of them no longer in the input",
+        "collection": f"{store.count}",
+        "vectors compared": f"{compared}",
+        "differences": f"{len(differing) + abs(store.count - held) + n_lacking}",
+    }
+    for name, value in rows.items():
+        print(f"{name:18} {value}")
+    if rows["differences"] == "0":
+        return 0
+    if differing and not isinstance(store.place, Server):
+        print(f"remove {store.path / 'chroma.sqlite3'}, and the next run makes the collection anew from the journal")
+    return 1
+
+
+def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> None:
+    print(
+        f"{len(work)} items = {work.count(STORED)} stored + {work.count(KNOWN)} already there + "
+        f"{work.count(DUPLICATE)} duplicates + {work.count(FAILED)} failed now + {work.count(LASTING)} failed before + "
+        f"{work.count(TODO)} not reached"
+    )
+    if reasons := work.reasons():
+        told = ", ".join(f"{reason} {n}" for reason, n in reasons)
+        print(f"failures, listed in {args.failed_data_path}: {told}")
+    if work.count(LASTING):
+        print("failures from before are tried again with --retry-failed")
+    if n_extra:
+        print(f"{n_extra} stored records are no longer in the list; --prune removes them")
+    files, size = ImageCache(args.image_cache_dir_path, 0).size()
+    if args.image_cache_dir_path:
+        print(f"image cache {args.image_cache_dir_path}: {files} files, {size / 1e6:.1f} MB")
+    if work.count(STORED) and behind_proxy():
+        print("a proxy was used: resolved addresses were the proxy's to check")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,467 @@
+"""Which images become main images: one function per sampler, and the registry SAMPLERS. Needs numpy only.
+
+A sampler takes (pool, rng, n_nearest, *, its options) and yields rows of the collection in the order in which they are
+to be tried, until none is left. It is lazy: the caller takes rows until it has enough directories and clears
+pool.allowed[row] for every row that it has shown meanwhile; a row that is not allowed at that moment is not yielded.
+Picks depend on the pool at the start, the seed, and those changes alone. Options are the keyword-only parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+NEAR_DUPLICATE = 0.98  # cosine above which two images count as one
+REPEATS = 0.5  # share of a group seen in one earlier group above which it repeats that
+MAX_CANDIDATES = 5_000  # images considered at once: 100,000 images x 512 in seconds, picks still dense among them
+MAX_CLUSTERS = 500  # of typical, as in its paper
+SPARE = 10  # more neighbors than needed are looked up, as some turn out to be near duplicates
+TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and their order twice that
+
+
+def _ignore(message: str) -> None:
+    pass
+
+
+@dataclass
+class Pool:
+    """What a sampler may look at. Vectors and metadata are loaded when a sampler first asks for them."""
+
+    ids: list[str]  # all N of the collection, sorted; a row is an index into it
+    vectors: Callable[[], np.ndarray]  # (N, D) float32, L2-normalized
+    metadata: Callable[[], list[dict[str, Any]]]  # N
+    allowed: np.ndarray  # (N,) bool: may become a main image
+    annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
+    shown: set[int] = field(default_factory=set)  # rows shown before
+    text_vector: Callable[[str], np.ndarray] | None = None  # prompt -> (D,); None: the model has no text tower
+    warn: Callable[[str], None] = _ignore  # takes one line for the user
+
+
+Sampler = Callable[..., Iterator[int]]
+
+
+def draw(name: str, cfg: dict[str, Any], pool: Pool, seed: int, n_nearest: int) -> Iterator[int]:
+    """Rows in the order in which they are to become main images, each at most once.
+
+    n_nearest: images beside the main one in a directory. Raises ValueError, in one line, for an unknown sampler or
+    option and for a value that does not fit; now, not at the first row, and so the first row is chosen now.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
+    sampler = SAMPLERS[name]
+    known = options(name)
+    for option in cfg:
+        if option not in known:
+            raise ValueError(f"sampler {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in cfg:
+            raise ValueError(f"sampler {name} needs the option {option!r}")
+    rows = sampler(pool, np.random.default_rng(seed), n_nearest, **cfg)
+    return itertools.chain(list(itertools.islice(rows, 1)), rows)
+
+
+def options(name: str) -> dict[str, Any]:
+    """Names of a sampler's options and their defaults; inspect.Parameter.empty for one that must be given."""
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def random(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
+    """Uniformly: the control for all others, and the only unbiased choice for an evaluation set. O(N)."""
+    for row in rng.permutation(len(pool.ids)).tolist():
+        if pool.allowed[row]:
+            yield row
+
+
+def metadata(pool: Pool, rng: np.random.Generator, n_nearest: int, *, fields: list[str]) -> Iterator[int]:
+    """Uniformly over the distinct values of `fields`, then uniformly inside. O(N).
+
+    With several fields a value is their combination. Items that lack a field count as having one value more.
+    """
+    groups = _group_by(pool, _strings("fields", fields))
+    rows_of = [rng.permutation(rows).tolist() for rows in groups.values()]
+    while rows_of:
+        index = int(rng.integers(len(rows_of)))
+        while rows_of[index] and not pool.allowed[rows_of[index][-1]]:
+            rows_of[index].pop()
+        if rows_of[index]:
+            yield rows_of[index].pop()
+        else:
+            del rows_of[index]
+
+
+def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], list[int]]:
+    """Rows by the values of `fields`, as JSON: it tells 1 from "1" and true, and lists can be compared."""
+    metadata = pool.metadata()
+    names = {name for item in metadata for name in item}
+    for name in fields:
+        if name not in names:
+            raise ValueError(f"no item has the field {name!r}; the fields are {', '.join(sorted(names)) or 'none'}")
+    groups: dict[tuple[str | None, ...], list[int]] = {}
+    for row, item in enumerate(metadata):
+        value = tuple(json.dumps(item[name], sort_keys=True) if name in item else None for name in fields)
+        groups.setdefault(value, []).append(row)
+    return groups
+
+
+def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters: int = 100) -> Iterator[int]:
+    """An equal quota per k-means cluster, past main images counted; of each cluster the most central member first.
+
+    Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
+    """
+    _check_number("n_clusters", n_clusters, int, 1, MAX_CANDIDATES)
+
+    def start(part: _Part) -> _Scored:
+        centers = _k_means(part.vectors, n_clusters, rng)
+        centrality = (part.vectors @ centers.T).max(1)
+        return _fewest_first(part, centers, part.mains, centrality, rng.permutation(len(centers)))
+
+    return _greedy(pool, rng.permutation(len(pool.ids)), n_nearest, start)
+
+
+def k_center(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
+    """Farthest first from all that is annotated or picked: leaves no region out, and meets the outliers early.
+
+    Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + annotated + picks)) dot products.
+    Source: Sener & Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, arXiv 1708.00489.
+    """
+
+    def start(part: _Part) -> _Scored:
+        distance = 1 - _max_similarity(part.vectors, part.known)
+
+        def update(i: int) -> None:
+            np.minimum(distance, 1 - part.vectors @ part.vectors[i], out=distance)
+
+        return distance, update
+
+    return _greedy(pool, rng.permutation(len(pool.ids)), n_nearest, start)
+
+
+def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors: int = 20) -> Iterator[int]:
+    """The densest un-annotated member of the largest of those clusters that hold the fewest annotated images.
+
+    Clusters are as many as directories would hold all images, at most MAX_CLUSTERS; density is the mean similarity
+    to n_neighbors. Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + MAX_CLUSTERS)) dot products.
+    Source: Hacohen et al., Active Learning on a Budget (TypiClust), arXiv 2202.02794.
+    """
+    _check_number("n_neighbors", n_neighbors, int, 1, 1_000)
+
+    def start(part: _Part) -> _Scored:
+        centers = _k_means(part.vectors, min(MAX_CLUSTERS, -(-len(part.rows) // (n_nearest + 1))), rng)
+        sizes = np.bincount((part.vectors @ centers.T).argmax(1), minlength=len(centers))
+        density = part.similarity[:, : n_neighbors + 1].mean(1)
+        return _fewest_first(part, centers, part.known, density, sizes)
+
+    return _greedy(pool, rng.permutation(len(pool.ids)), n_nearest, start, n_listed=n_neighbors)
+
+
+def herding(
+    pool: Pool, rng: np.random.Generator, n_nearest: int, *, bandwidth: float | None = None, subset: int = 5_000
+) -> Iterator[int]:
+    """The greatest gain in how well all images are covered by a Gaussian kernel; annotated ones cover already.
+
+    bandwidth: of the kernel, as a distance between unit vectors; None: the median distance of an image to its
+    n_nearest-th. Among `subset` random images at a time, by which coverage is measured too; O(subset x N) dot products
+    and O(subset^2) memory. Source: Bae et al., Generalized Coverage for More Robust Low-Budget Active Learning
+    (MaxHerding), arXiv 2407.12212.
+    """
+    if bandwidth is not None:
+        _check_number("bandwidth", bandwidth, float, 0.01, 100)
+    _check_number("subset", subset, int, 1, 10_000)
+
+    def start(part: _Part) -> _Scored:
+        return _coverage(part, bandwidth or _bandwidth(part), np.ones(len(part.rows), np.float32))
+
+    return _greedy(pool, rng.permutation(len(pool.ids)), n_nearest, start, n_candidates=subset)
+
+
+def ambiguous(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
+    """Groups of which it is least certain what a reviewer would keep, spread over what nothing annotated covers.
+
+    The probability that an image is kept is a logistic function of its similarity to the main image, fitted to all
+    that was kept and deleted so far; a group's uncertainty is the mean of 4p(1 - p). It weights the coverage of
+    `herding`, which this sampler equals as long as nothing is annotated. Cost as there.
+    Source: Bae et al., Uncertainty Herding, arXiv 2412.20644; pairs near the threshold: ANNEAL, arXiv 2306.11605.
+    """
+
+    def start(part: _Part) -> _Scored:
+        return _coverage(part, _bandwidth(part), _uncertainty(pool, part))
+
+    return _greedy(pool, rng.permutation(len(pool.ids)), n_nearest, start)
+
+
+def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -> Iterator[int]:
+    """Nearest to a text prompt, most similar first: when one knows what is looked for.
+
+    MAX_CANDIDATES at a time, in that order; O(MAX_CANDIDATES x N) dot products for each.
+    """
+    if not (isinstance(prompt, str) and prompt.strip()):
+        raise ValueError(f"option 'prompt' must be a text, not empty, but is {prompt!r}")
+    if pool.text_vector is None:
+        raise ValueError("sampler text needs a model that reads text; this collection's is image_only")
+    similarity = pool.vectors() @ np.asarray(pool.text_vector(prompt), np.float32)
+
+    def start(part: _Part) -> _Scored:
+        return similarity[part.rows], lambda i: None
+
+    return _greedy(pool, np.argsort(-similarity, kind="stable"), n_nearest, start)
+
+
+def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str]) -> Iterator[int]:
+    """Exactly the given ids, in their order: one that is annotated or unknown is reported and left out.
+
+    One that was shown before, in this run too, is yielded with a warning, although pool.allowed is not set then. O(N).
+    """
+    asked = dict.fromkeys(_strings("ids", ids))
+    row_of = {id_: row for row, id_ in enumerate(pool.ids) if id_ in asked}
+    annotated = {row for pos, _ in pool.annotated for row in pos}
+    may_be_main = pool.allowed.copy()
+    for id_ in asked:
+        row = row_of.get(id_)
+        if row is None:
+            pool.warn(f"{id_}: not in the collection, left out")
+        elif row in annotated:
+            pool.warn(f"{id_}: annotated already, left out")
+        elif not may_be_main[row] and row not in pool.shown:
+            pool.warn(f"{id_}: not eligible as main image, left out")
+        else:
+            if row in pool.shown or not pool.allowed[row]:
+                pool.warn(f"{id_}: shown before in another directory")
+            yield row
+
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.__name__: sampler
+    for sampler in (random, metadata, cluster, k_center, typical, herding, ambiguous, text, ids)
+}
+
+# --- what the samplers that look at vectors share ---------------------------------------------------------------------
+_Scored = tuple[np.ndarray, Callable[[int], None]]  # score per candidate, highest next; tells it what was picked
+
+
+@dataclass
+class _Part:
+    """Candidates, near duplicates collapsed, and what is around them."""
+
+    rows: np.ndarray  # (M,)
+    vectors: np.ndarray  # (M, D)
+    near: np.ndarray  # (M, k) rows of the candidate's group, itself first, then the nearest; near duplicates last
+    similarity: np.ndarray  # (M, k) to these; -1 for a near duplicate of one before it
+    known: np.ndarray  # (A, D) vectors of what is annotated or was picked
+    mains: np.ndarray  # (B, D) of these the main images
+
+
+def _greedy(
+    pool: Pool,
+    order: np.ndarray,
+    n_nearest: int,
+    start: Callable[[_Part], _Scored],
+    n_candidates: int = MAX_CANDIDATES,
+    n_listed: int = 0,
+) -> Iterator[int]:
+    """Of n_candidates at a time, in `order`: the one with the highest score first, unless its group repeats another."""
+    picked: list[int] = []
+    groups_of: dict[int, list[int]] = {}  # row -> which of the groups picked so far hold it
+    for first in range(0, len(order), n_candidates):
+        part = _look_around(pool, order[first : first + n_candidates], picked, max(n_nearest, n_listed))
+        if not len(part.rows):
+            continue
+        score, update = start(part)
+        is_open = np.ones(len(part.rows), bool)
+        while (is_open & pool.allowed[part.rows]).any():
+            i = int(np.where(is_open & pool.allowed[part.rows], score, -np.inf).argmax())
+            is_open[i] = False
+            group = part.near[i, : n_nearest + 1].tolist()
+            earlier = [number for row in group for number in groups_of.get(row, ())]
+            if earlier and np.bincount(earlier).max() > REPEATS * len(group):
+                continue
+            for row in group:
+                groups_of.setdefault(row, []).append(len(picked))
+            picked.append(int(part.rows[i]))
+            yield picked[-1]
+            update(i)
+    n_left = int(pool.allowed.sum() - pool.allowed[picked].sum())
+    if n_left:
+        pool.warn(f"{n_left} images are near duplicates, or their neighbors repeat another directory's: left out")
+
+
+def _look_around(pool: Pool, rows: np.ndarray, picked: list[int], n_nearest: int) -> _Part:
+    vectors = pool.vectors()
+    mains = [pos[0] for pos, _ in pool.annotated] + picked
+    known = sorted({row for pos, _ in pool.annotated for row in pos}.union(picked))
+    rows = _distinct(vectors, rows[pool.allowed[rows]], vectors[known])
+    near, similarity = _groups(vectors, rows, min(n_nearest + 1, len(vectors)))
+    return _Part(rows, vectors[rows], near, similarity, vectors[known], vectors[mains])
+
+
+def _distinct(vectors: np.ndarray, rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`rows` without near duplicates of `known`, and of near duplicates among them only the first."""
+    rows = rows[_max_similarity(vectors[rows], known) <= NEAR_DUPLICATE]
+    candidates = vectors[rows]
+    is_twin = np.zeros(len(rows), bool)
+    for first in range(0, len(rows), 500):
+        twins = np.triu(candidates[first : first + 500] @ candidates[first:].T > NEAR_DUPLICATE, 1)
+        for i in np.flatnonzero(twins.any(1)):
+            if not is_twin[first + i]:
+                is_twin[first:] |= twins[i]
+    return rows[~is_twin]
+
+
+def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """_Part.near and _Part.similarity for `rows`: exact, but that no more than SPARE near duplicates are replaced."""
+    near, similarity = np.empty((len(rows), k), np.intp), np.empty((len(rows), k), np.float32)
+    depth = min(k + SPARE, len(vectors))
+    size = max(1, TILE_CELLS // len(vectors))
+    for first in range(0, len(rows), size):
+        tile = rows[first : first + size]
+        cosine = vectors[tile] @ vectors.T
+        cosine[np.arange(len(tile)), tile] = 2  # itself first, whatever rounding says
+        top = _largest(cosine, depth)
+        cosine = np.take_along_axis(cosine, top, 1).clip(-1, 1)
+        found = vectors[top]
+        is_twin = np.tril(found @ found.transpose(0, 2, 1) > NEAR_DUPLICATE, -1).any(2)
+        cosine[is_twin] = -1
+        order = np.argsort(is_twin, axis=1, kind="stable")[:, :k]
+        near[first : first + size] = np.take_along_axis(top, order, 1)
+        similarity[first : first + size] = np.take_along_axis(cosine, order, 1)
+    return near, similarity
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """(B, k) columns of the k largest of each row, largest first. The k largest lie in the k blocks of largest maxima.
+
+    So only these blocks are partitioned: several times faster than all of a long row.
+    """
+    n = values.shape[1]
+    width = max(1, math.isqrt(n // k))
+    starts = np.arange(0, n, width)
+    blocks = np.argpartition(-np.maximum.reduceat(values, starts, axis=1), k - 1, axis=1)[:, :k]
+    columns = (starts[blocks][:, :, None] + np.arange(width)).reshape(len(values), -1)
+    found = np.where(columns < n, np.take_along_axis(values, np.minimum(columns, n - 1), 1), -np.inf)
+    order = np.argpartition(-found, k - 1, axis=1)[:, :k]
+    columns, found = np.take_along_axis(columns, order, 1), np.take_along_axis(found, order, 1)
+    return np.take_along_axis(columns, np.lexsort((columns, -found), axis=1), 1)
+
+
+def _max_similarity(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosine of each vector to its nearest of `others`; -1 without any."""
+    result = np.full(len(vectors), -1, np.float32)
+    for first in range(0, len(others), 1_000):
+        np.maximum(result, (vectors @ others[first : first + 1_000].T).max(1), out=result)
+    return result
+
+
+def _k_means(vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, n_rounds: int = 15) -> np.ndarray:
+    """Unit centers (at most n_clusters, D) by spherical k-means, seeded as k-means++ (fewer for fewer distinct)."""
+    centers = vectors[:1]
+    distance = 1 - vectors @ vectors[0]
+    while len(centers) < n_clusters and (distance > 1e-6).any():
+        weights = np.maximum(distance, 0).astype(np.float64)
+        row = int(rng.choice(len(vectors), p=weights / weights.sum()))
+        centers = np.concatenate([centers, vectors[row : row + 1]])
+        np.minimum(distance, 1 - vectors @ vectors[row], out=distance)
+    for _ in range(n_rounds):
+        nearest = (vectors @ centers.T).argmax(1)
+        sums = np.zeros_like(centers)
+        np.add.at(sums, nearest, vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centers = np.where(lengths > 1e-6, sums / np.maximum(lengths, 1e-6), centers)  # an empty cluster stays
+    return centers
+
+
+def _fewest_first(
+    part: _Part, centers: np.ndarray, annotated: np.ndarray, quality: np.ndarray, priority: np.ndarray
+) -> _Scored:
+    """Score: from the cluster with the fewest annotated or picked, of these from that of highest priority, the best."""
+    cluster_of = (part.vectors @ centers.T).argmax(1)
+    counts = np.zeros(len(centers))
+    for first in range(0, len(annotated), 1_000):
+        nearest = (annotated[first : first + 1_000] @ centers.T).argmax(1)
+        counts += np.bincount(nearest, minlength=len(centers))
+    rank = quality.argsort(kind="stable").argsort() / len(part.rows)  # 0 to 1, by quality
+    order = priority.argsort(kind="stable").argsort()  # 0 to C - 1
+    score = (order[cluster_of] + rank) / (len(centers) + 1) - counts[cluster_of]
+
+    def update(i: int) -> None:
+        score[cluster_of == cluster_of[i]] -= 1
+
+    return score, update
+
+
+def _coverage(part: _Part, bandwidth: float, weights: np.ndarray) -> _Scored:
+    """Score: by how much a candidate would raise the weighted sum of each image's kernel to the nearest known one."""
+
+    def to_kernel(cosine: np.ndarray) -> np.ndarray:
+        np.minimum(cosine, 1, out=cosine)
+        return np.exp(np.divide(np.subtract(cosine, 1, out=cosine), bandwidth**2, out=cosine), out=cosine)
+
+    kernel = to_kernel(part.vectors @ part.vectors.T)
+    covered = to_kernel(_max_similarity(part.vectors, part.known)) if len(part.known) else np.zeros_like(weights)
+    gain = np.zeros(len(weights))
+    for j in range(0, len(weights), 500):
+        gain += np.maximum(kernel[:, j : j + 500] - covered[j : j + 500], 0) @ weights[j : j + 500]
+
+    def update(i: int) -> None:
+        better = np.flatnonzero(kernel[i] > covered)
+        for j in np.array_split(better, len(better) // 500 + 1):
+            was, now = covered[j], kernel[i, j]
+            gain[:] -= (np.maximum(kernel[:, j] - was, 0) - np.maximum(kernel[:, j] - now, 0)) @ weights[j]
+        covered[better] = kernel[i, better]
+
+    return gain, update
+
+
+def _bandwidth(part: _Part) -> float:
+    """Median distance between a candidate and the last of its group: what one directory reaches."""
+    return max(float(np.median(np.sqrt(2 - 2 * part.similarity[:, -1]))), 0.01)
+
+
+def _uncertainty(pool: Pool, part: _Part) -> np.ndarray:
+    """(M,) mean of 4p(1 - p) over each candidate's group, p the probability that a reviewer keeps an image of it."""
+    pairs = [
+        (pos[0], row, kept) for pos, neg in pool.annotated for rows, kept in ((pos[1:], 1), (neg, 0)) for row in rows
+    ]
+    if not pairs:
+        return np.ones(len(part.rows), np.float32)
+    vectors = pool.vectors()
+    mains, rows, kept = np.array(pairs).T
+    similarity = np.concatenate(
+        [(vectors[mains[j : j + 5_000]] * vectors[rows[j : j + 5_000]]).sum(1) for j in range(0, len(pairs), 5_000)]
+    )
+    slope, offset = _fit_logistic(similarity, kept)
+    probability = _logistic(slope * part.similarity[:, 1:] + offset)
+    return (4 * probability * (1 - probability)).mean(1, dtype=np.float32)
+
+
+def _fit_logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1e-3, n_rounds: int = 20) -> tuple[float, float]:
+    """Slope and offset of P(y = 1 | x), by Newton's method; the ridge keeps them finite where x separates y."""
+    features = np.stack([x, np.ones_like(x)], 1).astype(np.float64)
+    weights = np.zeros(2)
+    for _ in range(n_rounds):
+        p = _logistic(features @ weights)
+        hessian = (features * (p * (1 - p))[:, None]).T @ features + ridge * np.eye(2)
+        weights -= np.linalg.solve(hessian, features.T @ (p - y) + ridge * weights)
+    return float(weights[0]), float(weights[1])
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    if not (isinstance(value, list) and value and all(isinstance(element, str) for element in value)):
+        raise ValueError(f"option {name!r} must be a list of strings, not empty, but is {value!r}")
+    return value
+
+
+def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
+    is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):
+        raise ValueError(f"option {name!r} must be {kind.__name__} from {low} to {high}, but is {value!r}")

@@ -1,0 +1,82 @@
+"""What the tests share: a model with real weights, real photos, loopback servers, scripts run as users run them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import offline_model
+from tests.photos import PHOTOS, Variation, variations
+from tests.servers import FakeHub, PhotoServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No test leaves this machine: the hub is off unless a test names one of its own, and no proxy comes between.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]
+
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> RunScript:
+    """run_script("embed.py", "--flag", "value", cwd=, env=, timeout=): its result, with stdout and stderr as text.
+
+    It starts in an empty folder, so that the constants' relative paths are the test's own.
+    """
+
+    def run(name: str, *args: object, cwd: Path = tmp_path, env: dict[str, str] | None = None, timeout: float = 120):
+        command = [sys.executable, str(ROOT / name), *map(str, args)]
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}
+        return subprocess.run(
+            command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True, encoding="utf-8"
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def offline_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an open_clip model with real ImageNet weights."""
+    return offline_model.build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def offline_model_name(offline_model_path: Path) -> str:
+    """The same as a CLIP_MODEL_NAME."""
+    return f"local-dir:{offline_model_path}"
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Variation]:
+    """Sixteen variations each of four photos."""
+    return list(variations([name for name in PHOTOS if name.startswith(("astronaut", "chelsea", "coffee", "rocket"))]))
+
+
+@pytest.fixture
+def photo_server(photos: list[Variation]) -> Iterator[PhotoServer]:
+    """Serves `photos` by their names; a test may add to its `files`."""
+    with PhotoServer({photo.name: photo.data for photo in photos}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seeded_vit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Random ViT-B-32 weights, 300 MB: written once a session, gone with it."""
+    path = offline_model.save_seeded_vit(tmp_path_factory.mktemp("vit") / offline_model.WEIGHTS_NAME)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture
+def fake_hub() -> Iterator[Callable[..., FakeHub]]:
+    """fake_hub(path, mode): a hub that serves the file `path` as every model's weights, until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda path, mode="normal": stack.enter_context(FakeHub({offline_model.WEIGHTS_NAME: path}, mode))

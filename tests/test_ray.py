@@ -1,0 +1,86 @@
+"""embed.py on a real local Ray of two actors: the same collection as one process makes, also when an actor dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.servers import PhotoServer
+from utils import collection
+
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[data]"')
+LIMIT_S = 300
+
+
+class Trap(PhotoServer):
+    """Kills one of the actors of a run when `deadly` of its photos have been asked for."""
+
+    run: subprocess.Popen[str]
+    deadly = 0
+    killed = 0
+
+    def answer(self, request) -> None:
+        if self.deadly and not self.killed and self.requests.total() >= self.deadly:
+            self.killed = kill_actor(self.run.pid)
+        super().answer(request)
+
+
+def kill_actor(pid: int) -> int:
+    import psutil  # comes with Ray
+
+    for child in psutil.Process(pid).children(recursive=True):
+        if "MapWorker" in " ".join(child.cmdline()):
+            child.kill()
+            return child.pid
+    return 0
+
+
+def embed(web: Trap, folder: Path, model: str, *flags: str) -> str:
+    items = [{"url": f"{web.url}/{name}", "name": name} for name in [*web.files, "missing.jpg"]]
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "formatted.json").write_text(json.dumps(items))
+    flags = ("--clip-model-name", model, "--download-allow-local", "--precision", "fp32", "--batch-size", "8", *flags)
+    web.run = subprocess.Popen(
+        [sys.executable, str(ROOT / "embed.py"), *flags],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    told, problems = web.run.communicate(timeout=LIMIT_S)
+    assert web.run.returncode == 0, problems
+    return told
+
+
+def read_all(folder: Path) -> dict:
+    with collection.reading(folder / "data" / "chroma", "images") as images:
+        ids = collection.read_ids(images)
+        return dict(zip(ids, zip(collection.read_vectors(images, ids), collection.read_metadata(images, ids))))
+
+
+def test_two_actors_make_what_one_process_makes_though_one_is_killed(photos, tmp_path, offline_model_name):
+    files = {photo.name: photo.data for photo in photos[::2]} | {"bad.jpg": b"\xff\xd8\xff no image"}
+    with Trap(files) as web:
+        alone = embed(web, tmp_path / "alone", offline_model_name)
+        web.requests.clear()
+        web.deadly = len(files) // 2
+        on_ray = embed(
+            web, tmp_path / "ray", offline_model_name, "--embed-ray-address", "local", "--embed-ray-actors", "2"
+        )
+    n = len(photos[::2])
+    assert web.killed
+    first, second = alone.splitlines()[:2]
+    assert on_ray.splitlines()[:2] == [first, second]
+    assert first.startswith(f"{n + 2} items = {n} stored + 0 already there + 0 duplicates + 2 failed")
+    expected, found = read_all(tmp_path / "alone"), read_all(tmp_path / "ray")
+    assert expected.keys() == found.keys() and len(found) == n
+    for id_, (vector, metadata) in expected.items():
+        assert found[id_][1] == metadata
+        assert found[id_][0] @ vector >= 0.9999

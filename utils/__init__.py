@@ -1,0 +1,1 @@
+"""What the stage scripts are made of: one noun per module."""

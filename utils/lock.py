@@ -1,0 +1,46 @@
+"""One writer at a time: a lock file that says who holds it, and that a killed process leaves unlocked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from utils.errors import UserError
+
+
+@contextlib.contextmanager
+def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
+    """Hold the lock file `path` for the block; `what` names the thing it guards. Waits `wait_s` for another holder.
+
+    Raises UserError with the holder's pid, host and start. The operating system frees the lock of a dead process, so
+    the file itself may stay; who holds it is written beside it, because Windows lets nobody read a locked file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_name(path.name + ".owner")
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=wait_s)
+    except filelock.Timeout:
+        raise UserError(f"{what} is in use by {_read_owner(owner)}; wait until it has ended, or end it") from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_owner(owner: Path) -> str:
+    try:
+        who = json.loads(owner.read_text())
+        return f"pid {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

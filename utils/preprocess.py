@@ -1,0 +1,70 @@
+"""The cut of an image that a model sees, exactly as open_clip's own inference transform makes it, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_MAX_ASPECT = 100  # beyond, the shortest-side resize would make gigabytes of which the crop keeps one square
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model's images are cut: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip."""
+
+    size: tuple[int, int]
+    resize_mode: str
+    interpolation: str
+    fill_color: int
+
+
+def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """An RGB image as (H, W, 3) uint8: what open_clip's inference transform yields before ToTensor and Normalize.
+
+    Source: open_clip.transform.image_transform_v2 and torchvision's Resize and CenterCrop, rounding included.
+    """
+    height, width = preprocess.size
+    resample = Image.Resampling.BILINEAR if preprocess.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    if preprocess.resize_mode == "squash":
+        return np.asarray(_resized(image, (width, height), resample))
+    if preprocess.resize_mode == "longest":
+        ratio = max(image.height / height, image.width / width)
+        size = round(image.width / ratio), round(image.height / ratio)
+        return np.asarray(_center_crop(_resized(image, size, resample), height, width, preprocess.fill_color))
+    image = _without_extremes(image)
+    if height == width:
+        short, long = min(image.size), max(image.size)
+        size = (height, int(height * long / short))
+        size = size if image.width <= image.height else (size[1], size[0])
+    else:  # open_clip's own class for this case, which knows only bicubic
+        ratio = min(image.height / height, image.width / width)
+        size, resample = (round(image.width / ratio), round(image.height / ratio)), Image.Resampling.BICUBIC
+    return np.asarray(_center_crop(_resized(image, size, resample), height, width, 0))
+
+
+def _without_extremes(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than 100 times longer than wide."""
+    limit = _MAX_ASPECT * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    left, top = max(0, image.width - limit) // 2, max(0, image.height - limit) // 2
+    return image.crop((left, top, left + min(image.width, limit), top + min(image.height, limit)))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    size = max(1, size[0]), max(1, size[1])
+    return image if image.size == size else image.resize(size, resample)
+
+
+def _center_crop(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
+    """The middle (height, width) of an image, padded with gray `fill` where it is smaller."""
+    across, down = max(0, width - image.width), max(0, height - image.height)
+    if across or down:
+        border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+        image = ImageOps.expand(image, border, fill=(fill, fill, fill))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    if image.size == (width, height):
+        return image
+    return image.crop((left, top, left + width, top + height))

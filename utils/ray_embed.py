@@ -1,0 +1,118 @@
+"""The work of embed.py on a Ray cluster: actors turn blocks of the list into vectors, which stream back to one writer.
+
+Ray brings the engine: back-pressure, GPU placement, actors replaced when they die and their blocks done again. A block
+comes back whole or not at all, one output row for one input row, so that every image gets exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.errors import ImageError, UserError
+from utils.ray_actor import CALLS, Embedder, Plan, Row
+
+ROOT = Path(__file__).resolve().parents[1]
+EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
+BLOCKS_PER_ACTOR = 4  # at least, so that all end at about the same time
+MAX_BLOCK = 32  # batches: a block is the unit that a dead actor costs
+
+
+class Embedded(NamedTuple):
+    """What became of a row: a vector (D,) float32, or the `error` for which there is none."""
+
+    row: Row
+    vector: np.ndarray
+    error: ImageError | None
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Ray, started here ("local") or joined, for the block. Raises UserError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    try:
+        import ray
+    except ImportError:
+        raise UserError('EMBED_RAY_ADDRESS is set, and Ray is not installed: pip install "ray[data]"') from None
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    environment = {"working_dir": str(ROOT), "excludes": EXCLUDES}
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout, which is for the summary
+        try:
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise UserError(f"no Ray at EMBED_RAY_ADDRESS {address}: {_last_line(error)}") from None
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray took it
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
+    """How many actors, and the GPUs of each: one actor per GPU, or, without GPUs, per `cpus_per_actor` cores."""
+    import ray
+
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0))
+    n_cpus = int(resources.get("CPU", 1))
+    return n_actors or n_gpus or max(1, n_cpus // cpus_per_actor), 1 if n_gpus else 0
+
+
+def embed(
+    rows: Iterable[Row], n_rows: int, plan: Plan, n_actors: int
+) -> Iterator[tuple[dict[str, Any], list[Embedded]]]:
+    """Blocks of what became of the rows, with the facts about the model as it runs ({} if all images failed)."""
+    import pyarrow
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    n_block = min(MAX_BLOCK, max(1, n_rows // (plan.batch_size * n_actors * BLOCKS_PER_ACTOR))) * plan.batch_size
+    blocks: Any = []
+    rest = iter(rows)
+    while block := list(itertools.islice(rest, n_block)):  # into Ray's store, which spills: no memory of ours
+        blocks.append(ray.put(pyarrow.table(dict(zip(Row._fields, map(list, zip(*block)))))))
+    if not blocks:
+        return
+    compute = ray.data.ActorPoolStrategy(
+        size=n_actors,
+        max_concurrent_calls_per_actor=CALLS,
+        max_tasks_in_flight_per_actor=CALLS,
+        enable_true_multi_threading=True,
+    )
+    options: dict[str, Any] = {"num_gpus": plan.n_gpus} if plan.n_gpus else {"num_cpus": plan.n_cpus}
+    done = ray.data.from_arrow_refs(blocks).map_batches(
+        Embedder, fn_constructor_args=(plan,), batch_size=None, batch_format="pyarrow", compute=compute, **options
+    )
+    try:
+        table: Any
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            yield _read(table.to_pydict())
+    except ray.exceptions.RayError as error:
+        raise UserError(f"Ray gave up: {_last_line(error)}; what is stored stays stored, run again") from None
+
+
+def _read(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], list[Embedded]]:
+    results = []
+    fields = (*Row._fields, "vector", "reason", "detail")
+    for *row, vector, reason, detail in zip(*(columns[name] for name in fields)):
+        error = ImageError(reason, detail) if reason else None
+        results.append(Embedded(Row(*row), np.frombuffer(vector, np.float32), error))
+    return json.loads(next(filter(None, columns["facts"]), "{}")), results
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
