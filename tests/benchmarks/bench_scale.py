@@ -1,0 +1,127 @@
+"""What leaving one process costs and brings: Ray against the single process, two actors against one, a server's writer.
+
+    python tests/benchmarks/bench_scale.py [overhead] [latency] [writer] [--n N]
+
+overhead: one actor with all cores against the single process, in images a second of the steady state, that is without
+starting and loading. latency: photos that take 200 ms to come, four downloads at a time, one actor against two.
+writer: resident memory of a process that stores records on a Chroma server. All with the small offline model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script, it lacks the repository
+
+from tests import offline_model
+from tests.chroma_server import ChromaServer
+from tests.photos import PHOTOS, variations
+from tests.servers import PhotoServer
+from utils.server import choose
+from utils.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+LATENCY_S = 0.2
+CASES = ("overhead", "latency", "writer")
+N_RECORDS, PAGE, DIMENSION = 40_000, 500, 128
+
+
+class SlowServer(PhotoServer):
+    """Each of `n` names is one of the photos, after `latency_s`; `times` are when they were asked for."""
+
+    latency_s = 0.0
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(files)
+        self.times: list[float] = []
+
+    def answer(self, request) -> None:
+        self.times.append(time.perf_counter())
+        time.sleep(self.latency_s)
+        request.path = "/" + request.path.rpartition("/")[2]
+        super().answer(request)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=CASES, choices=[*CASES, []])
+    parser.add_argument("--n", type=int, default=600, help="images a run")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if "writer" in args.cases:
+            measure_writer(Path(folder))
+        if set(args.cases) - {"writer"}:
+            model = f"local-dir:{offline_model.build(Path(folder) / 'model')}"
+            measure_embedding(args, Path(folder), model)
+
+
+def measure_embedding(args: argparse.Namespace, folder: Path, model: str) -> None:
+    photos = list(itertools.islice(variations(list(PHOTOS)[:2]), 32))
+    with SlowServer({photo.name: photo.data for photo in photos}) as web:
+        if "overhead" in args.cases:
+            cores = str(os.cpu_count())
+            single = rate(web, folder / "single", model, args.n)
+            ray = rate(web, folder / "ray", model, args.n, *on_ray(1), "--embed-ray-cpus-per-actor", cores)
+            print(f"single process {single:.1f} images/s, Ray with one actor {ray:.1f}: {single / ray:.2f} x the time")
+        if "latency" in args.cases:
+            web.latency_s = LATENCY_S
+            few = ("--download-workers", "4")
+            one = rate(web, folder / "one", model, args.n, *on_ray(1), *few)
+            two = rate(web, folder / "two", model, args.n, *on_ray(2), *few)
+            print(f"{LATENCY_S} s latency: one actor {one:.1f} images/s, two {two:.1f}: {two / one:.2f} x as fast")
+
+
+def on_ray(n_actors: int) -> tuple[str, ...]:
+    return "--embed-ray-address", "local", "--embed-ray-actors", str(n_actors)
+
+
+def rate(web: SlowServer, folder: Path, model: str, n: int, *flags: str) -> float:
+    """Images a second between a quarter and three quarters of the downloads."""
+    (folder / "data").mkdir(parents=True)
+    names = [name for _, name in zip(range(n), itertools.cycle(web.files))]
+    items = [{"url": f"{web.url}/{i}/{name}"} for i, name in enumerate(names)]
+    (folder / "data" / "formatted.json").write_text(json.dumps(items))
+    flags = ("--clip-model-name", model, "--download-allow-local", "--precision", "fp32", *flags)
+    web.times.clear()
+    command = [sys.executable, str(ROOT / "embed.py"), *flags, "--image-cache-dir-path", ""]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    times = sorted(web.times)[n // 4 : 3 * n // 4]
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def measure_writer(folder: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((PAGE, DIMENSION), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with ChromaServer(folder / "served") as chroma:
+        store = Store(folder / "store", "images", choose("", chroma.url, ""))
+        store.remember_model({"model_name": "none", "dimension": DIMENSION})
+        start = time.perf_counter()
+        for n in range(PAGE, N_RECORDS + 1, PAGE):
+            ids = np.frombuffer(b"".join(uuid.uuid4().bytes for _ in range(PAGE)), "V16")
+            store.append(ids, [{"url": f"http://photos.invalid/{uuid.uuid4()}"} for _ in range(PAGE)], vectors)
+            if n % (N_RECORDS // 4) == 0:
+                print(f"{n} records journaled: {resident_mb():.0f} MB resident")
+        store.finish()
+        store.close()
+        print(f"all on the server after {time.perf_counter() - start:.0f} s: {resident_mb():.0f} MB resident")
+
+
+def resident_mb() -> float:
+    """Of this process; Linux only."""
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1e3
+
+
+if __name__ == "__main__":
+    main()

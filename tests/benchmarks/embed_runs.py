@@ -1,0 +1,97 @@
+"""Runs of embed.py as a user starts it, watched from outside: when what was stored, and how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.collection import open_collection
+from utils.journal import STORE, read_frames
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL_S, MEMORY_EVERY_S = 0.01, 0.5
+
+
+class Run(NamedTuple):
+    """`stored`: (s, records stored by then) for each batch, `end`: when the process had ended, s.
+
+    `cpu_s` of all its processes together (0 on Windows).
+    `peak_bytes` of memory of its processes together, but for those that have Chroma in them; None where not Linux.
+    """
+
+    stored: list[tuple[float, int]]
+    end: float
+    cpu_s: float
+    peak_bytes: int | None
+
+    @property
+    def tail_s(self) -> float:
+        """From the first batch on to the end of the process, when the collection is complete."""
+        return self.end - self.stored[0][0]
+
+    def steady_rate(self, first: float, last: float) -> float:
+        """Images/s between two shares of the time in which there was something stored."""
+        begin, span = self.stored[0][0], self.stored[-1][0] - self.stored[0][0]
+        part = [batch for batch in self.stored if first <= (batch[0] - begin) / span <= last]
+        return (part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0])
+
+
+def embed(folder: Path, model: tuple[str, str], urls: list[str], *flags: str, limit_s: float | None = None) -> Run:
+    """Run embed.py on `urls` in the new `folder`, stopped after `limit_s` of storing. Default constants but `flags`."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
+    command = [sys.executable, str(ROOT / "embed.py"), "--clip-model-name", model[0], "--clip-pretrained", model[1]]
+    journal, sizes, peaks = folder / "data/chroma/journal/images/vectors.bin", [(0.0, 0)], {}
+    cpu_before = children_cpu_s()
+    with (folder / "stderr.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [*command, "--download-allow-local", *flags], cwd=folder, stdout=subprocess.PIPE, stderr=errors
+        )
+        looked = 0.0
+        while process.poll() is None:
+            now = time.perf_counter()
+            size = journal.stat().st_size if journal.exists() else 0
+            if size != sizes[-1][1]:
+                sizes.append((now, size))
+            if now - looked > MEMORY_EVERY_S:
+                looked = now
+                peaks |= peak_bytes(process.pid)
+            if limit_s and len(sizes) > 2 and now - sizes[2][0] > limit_s:
+                process.terminate()
+                limit_s = None
+            time.sleep(POLL_S)
+    end, cpu_s = time.perf_counter(), children_cpu_s() - cpu_before
+    stored, n = [], 0
+    for frame in read_frames(journal):
+        if frame.kind == STORE:
+            n += len(frame.ids)
+            stored.append((next(at for at, size in sizes if size >= frame.end), n))
+    if not n or open_collection(folder / "data/chroma", "images").count() != n:
+        raise RuntimeError(f"embed.py stored {n} of {len(urls)}:\n{(folder / 'stderr.txt').read_text()}")
+    return Run(stored, end, cpu_s, sum(peaks.values()) or None)
+
+
+def children_cpu_s() -> float:
+    """CPU seconds of all child processes that have ended, and of theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def peak_bytes(pid: int) -> dict[int, int]:
+    """Peak resident memory so far of a process and its children, by process; without those that have loaded Chroma."""
+    found = {}
+    with contextlib.suppress(OSError):  # another system, or just gone
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children += [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+        for one in {pid, *map(int, children)}:
+            with contextlib.suppress(OSError, StopIteration):
+                if one == pid or "chromadb" not in Path(f"/proc/{one}/maps").read_text():
+                    lines = Path(f"/proc/{one}/status").read_text().splitlines()
+                    found[one] = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return found
