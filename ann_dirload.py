@@ -18,10 +18,13 @@ import config
 from utils import cli, history
 from utils.annotations import Record, lock_path, read_records, undo, write_records
 from utils.lock import hold
+from utils.neighbor_dirs import is_unfinished
+from utils.neighbor_dirs import lock_path as dirs_lock_path
 from utils.progress import LOG, start_log
 from utils.reviewed import Group, Review, read_roots
 
 NAMES = ["ANNOTATED_DATA_PATH", "ANN_HISTORY_PATH", "ANN_DIRRIFY_DIR_PATH", "LOGS_DIR_PATH"]
+WAIT_S = 60  # for ann_dirrify.py to finish
 N_NAMED = 20  # in a line of the log; the rest is a number
 
 
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     with hold(lock_path(path), f"annotated data {path}"):
         if args.undo:
             return take_back(path, past)
+        wait_for_makers(roots)
         reviews = read_roots(roots)
         load = sort_groups(reviews, read_records(path), args.replace)
         if not args.dry_run:
@@ -68,6 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     tell_log(reviews, load)
     print_summary(path, reviews, load, args.dry_run)
     return 0
+
+
+def wait_for_makers(roots: Sequence[Path]) -> None:
+    """A folder that ann_dirrify.py is making is read when it is made; one that was left unfinished, as it is."""
+    for root in filter(is_unfinished, roots):
+        with hold(dirs_lock_path(root), str(root), WAIT_S):
+            pass
 
 
 def take_back(path: Path, past: Path | None) -> int:

@@ -50,7 +50,7 @@ Then: {command}"""
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = f"""{SETTINGS} CHROMA_SERVER_HEADERS_ENV DEVICE IMAGE_CACHE_DIR_PATH DOWNLOAD_WORKERS
-        DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
+        DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
         LOGS_DIR_PATH"""
     args = cli.parser(__doc__, config, names.split()).parse_args(argv)
@@ -172,6 +172,7 @@ def open_originals(args: argparse.Namespace) -> Originals:
         limits,
         args.max_image_pixels,
         args.download_workers,
+        args.download_workers_per_host,
     )
 
 

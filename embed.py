@@ -25,7 +25,8 @@ from utils.cache import ImageCache
 from utils.collection import lock_path
 from utils.download import DownloadLimits, behind_proxy, is_local
 from utils.errors import ImageError, UserError
-from utils.fetcher import Fetcher, FetchSettings, Job, Result
+from utils.fetch_worker import FetchSettings, Job
+from utils.fetcher import Fetcher, Result
 from utils.formatted import from_ids, to_metadata
 from utils.lock import hold
 from utils.progress import LOG, bar, start_log

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import logging
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +18,8 @@ import pytest
 from tests import offline_model
 from tests.photos import PHOTOS, Variation, variations
 from tests.servers import FakeHub, PhotoServer
+from utils import children, cli
+from utils.progress import LOG
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +29,23 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_children() -> None:
+    """This process forks its children from one that has imported what they need; what run_script runs spawns them."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        children.CONTEXT = multiprocessing.get_context("forkserver")
+        children.CONTEXT.set_forkserver_preload(["chromadb", "utils.index_tasks", "utils.fetch_worker"])
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """A script that runs in this process gives the log handlers of its own and cuts it off from pytest's."""
+    yield
+    LOG.handlers.clear()
+    LOG.propagate = True
+    LOG.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -38,6 +61,25 @@ def run_script(tmp_path: Path) -> RunScript:
         return subprocess.run(
             command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True, encoding="utf-8"
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunScript:
+    """Like run_script, within this process: for what needs torch, which takes seconds to import, and no new process."""
+
+    def run(name: str, *args: object, cwd: Path = tmp_path):
+        monkeypatch.chdir(cwd)
+        script = importlib.import_module(name.removesuffix(".py"))
+        capfd.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.run(lambda: script.main([*map(str, args)]))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess([name, *args], ended.value.code, *capfd.readouterr())
 
     return run
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,10 @@ import pytest
 import ann_dirload
 from tests.annotation_data import ANNOTATED, ROOT, id_of, image_bytes, tree
 from utils import neighbor_dirs
+from utils.annotations import lock_path
 from utils.dir_writer import DirWriter
 from utils.errors import UserError
+from utils.lock import hold
 
 N_DIRS, N_IMAGES = 4, 5
 SAMPLES = {
@@ -372,3 +376,39 @@ def test_it_imports_nothing_heavy():
     repository = Path(ann_dirload.__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_two_at_a_time_are_one_too_many():
+    with hold(lock_path(ANNOTATED), "annotated data"), pytest.raises(UserError, match=r"in use by pid \d+ on .* since"):
+        dirload()
+    assert not ANNOTATED.exists()
+
+
+def test_a_folder_that_is_being_made_is_waited_for(monkeypatch):
+    monkeypatch.setattr(ann_dirload, "WAIT_S", 0.1)
+    (ROOT / neighbor_dirs.MARKER).write_text("{}")
+    with hold(neighbor_dirs.lock_path(ROOT), str(ROOT)), pytest.raises(UserError, match=r"dirrify is in use by pid"):
+        dirload()
+
+
+def test_a_folder_that_was_left_unfinished_is_read_as_it_is(capsys):
+    (ROOT / neighbor_dirs.MARKER).write_text("{}")
+    assert dirload() == ALL
+    assert "is not finished: python ann_dirrify.py goes on with it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_changes_nothing(monkeypatch, call):
+    dirload()
+    before = ANNOTATED.read_bytes()
+    image(0, 1).unlink()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "annotated.json")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, call, fail)
+        dirload("--replace")
+    assert ANNOTATED.read_bytes() == before
+    assert not [path for path in Path("data").iterdir() if path.name.endswith(".tmp")]
+    assert dirload("--replace")[0]["neg"] == ids(0, 1)

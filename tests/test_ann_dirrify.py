@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +28,10 @@ from tests.annotation_data import (
     tree,
 )
 from tests.servers import PhotoServer
+from utils import neighbor_dirs, originals
 from utils.dir_writer import DirWriter
 from utils.errors import UserError
+from utils.lock import hold
 
 N = 60
 
@@ -381,3 +386,29 @@ def test_a_collection_that_is_torn_is_one_line(vectors, run_script, tmp_path):
     assert done.returncode == 2
     assert "python embed.py repairs it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_at_a_time_in_one_folder_are_one_too_many(ids):
+    with (
+        hold(neighbor_dirs.lock_path(ROOT), str(ROOT)),
+        pytest.raises(UserError, match=r"in use by pid \d+ on .* since"),
+    ):
+        dirrify()
+    assert not ROOT.exists()
+
+
+def test_a_full_disk_leaves_complete_directories_and_a_rerun_goes_on(ids, monkeypatch):
+    dirrify("--ann-dirrify-dir-path", "whole", n_dirs=8)
+    place, n_placed = originals._place, itertools.count()
+
+    def fill_disk(*args: Any) -> None:
+        if next(n_placed) >= 20:
+            raise OSError(errno.ENOSPC, "No space left on device", "x.jpg")
+        place(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(originals, "_place", fill_disk)
+        dirrify(n_dirs=8)
+    assert 0 < len(read_samples()) < 8
+    assert dirrify(n_dirs=8) == 0
+    assert tree(ROOT) == tree(Path("whole"))

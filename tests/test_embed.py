@@ -43,7 +43,7 @@ def stored_metadata(tmp_path: Path) -> dict[str, dict]:
 
 
 def test_a_list_from_first_run_to_prune(
-    tmp_path: Path, run_script: RunScript, photo_server: PhotoServer, offline_model_name: str
+    tmp_path: Path, run_here: RunScript, photo_server: PhotoServer, offline_model_name: str
 ):
     names = list(photo_server.files)[:6]
     url = photo_server.url
@@ -53,7 +53,7 @@ def test_a_list_from_first_run_to_prune(
     write_list(tmp_path, items)
     flags = ["--download-allow-local", "--clip-model-name", offline_model_name]
 
-    first = run_script("embed.py", *flags, timeout=300)
+    first = run_here("embed.py", *flags)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(summary(6, 0, 1, 4, 0, 0))
     assert "1 duplicates differ from the first item of their id" in first.stderr
@@ -77,7 +77,7 @@ def test_a_list_from_first_run_to_prune(
     write_list(tmp_path, items)
     requests = photo_server.requests.total()
     missing = ["--download-allow-local", "--clip-model-name", offline_model_name, "--device", "none such"]
-    second = run_script("embed.py", *missing, "--refresh-metadata", "--prune", timeout=300)
+    second = run_here("embed.py", *missing, "--refresh-metadata", "--prune")
     assert second.returncode == 0, second.stderr
     assert "metadata refreshed: 1 of 6 records\npruned: 1 records" in second.stdout
     assert summary(0, 5, 2, 2, 1, 0) in second.stdout
@@ -90,10 +90,10 @@ def test_a_list_from_first_run_to_prune(
     }
     assert stored_metadata(tmp_path) == expected
 
-    verified = run_script("embed.py", *flags, "--verify", timeout=300)
+    verified = run_here("embed.py", *flags, "--verify")
     assert verified.returncode == 0, verified.stdout
     assert verified.stdout.split("\n")[-2].split() == ["differences", "0"]
-    other = run_script("embed.py", "--download-allow-local", "--clip-pretrained", "openai")
+    other = run_here("embed.py", "--download-allow-local", "--clip-pretrained", "openai")
     assert other.returncode == 2
     assert "collection images was made with" in other.stderr and "openai is asked for" in other.stderr
 
@@ -157,11 +157,11 @@ def test_a_run_that_is_stopped_keeps_what_it_has(
     assert out.startswith(summary(n, 0, 0, 0, 0, 12 - n)) and n >= 4
 
 
-def test_every_fault_of_the_web_has_its_outcome(tmp_path: Path, run_script: RunScript, offline_model_name: str):
+def test_every_fault_of_the_web_has_its_outcome(tmp_path: Path, run_here: RunScript, offline_model_name: str):
     with FaultServer() as server:
         write_list(tmp_path, [{"url": server.url(name)} for name in FAULTS])
-        flags = ["--download-allow-local", "--clip-model-name", offline_model_name, "--download-timeout-s", "12"]
-        done = run_script("embed.py", *flags, "--download-max-bytes", "5000000", timeout=280)
+        flags = ["--download-allow-local", "--clip-model-name", offline_model_name, "--download-timeout-s", "4"]
+        done = run_here("embed.py", *flags, "--download-max-bytes", "5000000")
         urls = {server.url(name): name for name in FAULTS}
     assert done.returncode == 0, done.stderr
     failed = {urls[entry["url"]]: entry["reason"] for entry in json.loads((tmp_path / "data/failed.json").read_text())}

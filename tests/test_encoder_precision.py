@@ -116,16 +116,16 @@ def test_out_of_memory_with_one_image_is_an_error(offline_model_name, pixels, mo
 
 
 # --- through embed.py -------------------------------------------------------------------------------------------------
-def embed(run_script, folder: Path, urls: list[str], model: str, *more: str):
+def embed(run_here, folder: Path, urls: list[str], model: str, *more: str):
     write_json(folder / "data/formatted.json", [{"url": url} for url in urls])
-    return run_script("embed.py", "--clip-model-name", model, "--download-allow-local", *more, timeout=400)
+    return run_here("embed.py", "--clip-model-name", model, "--download-allow-local", *more)
 
 
 def test_bf16_asked_for_in_vain_is_one_line_and_stores_nothing(
-    run_script, tmp_path, photos, photo_server: PhotoServer, offline_model_name
+    run_here, tmp_path, photos, photo_server: PhotoServer, offline_model_name
 ):
     urls = [f"{photo_server.url}/{photo.name}" for photo in photos[::16]]
-    done = embed(run_script, tmp_path, urls, offline_model_name, "--precision", "bf16")
+    done = embed(run_here, tmp_path, urls, offline_model_name, "--precision", "bf16")
     assert done.returncode == 2
     assert "below 0.999; use --precision fp32 or auto" in done.stderr
     assert "Traceback" not in done.stderr
@@ -133,11 +133,11 @@ def test_bf16_asked_for_in_vain_is_one_line_and_stores_nothing(
 
 
 def test_the_verdict_is_stored_and_holds_for_the_next_run(
-    run_script, tmp_path, photos, photo_server: PhotoServer, offline_model_name
+    run_here, tmp_path, photos, photo_server: PhotoServer, offline_model_name
 ):
     urls = [f"{photo_server.url}/{photo.name}" for photo in photos[::16]]
-    assert embed(run_script, tmp_path, urls[:2], offline_model_name).returncode == 0
+    assert embed(run_here, tmp_path, urls[:2], offline_model_name).returncode == 0
     verdict = Journal(tmp_path / "data/chroma/journal/images").model["precision"]
     assert verdict in encoder.PRECISIONS[1:]
-    assert embed(run_script, tmp_path, urls, offline_model_name).returncode == 0
+    assert embed(run_here, tmp_path, urls, offline_model_name).returncode == 0
     assert Journal(tmp_path / "data/chroma/journal/images").model["precision"] == verdict

@@ -10,10 +10,12 @@ import pytest
 
 from tests.photos import encode, load
 from tests.servers import PhotoServer
+from utils import fetcher as fetcher_module
 from utils.cache import ImageCache
 from utils.download import DownloadLimits
 from utils.errors import ImageError, UserError
-from utils.fetcher import Fetcher, FetchSettings, Job, load_pixels
+from utils.fetch_worker import FetchSettings, Job, load_pixels
+from utils.fetcher import Fetcher
 from utils.preprocess import Preprocess
 
 ID = "00000000-0000-5000-8000-{:012d}"
@@ -36,6 +38,8 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
     with decoding:
         if what == "dies decoding":
             os._exit(3)
+        if what == "hangs":
+            threading.Event().wait()
         if what == "fails":
             raise ImageError("timeout", "too slow")
         if what == "breaks":
@@ -66,6 +70,20 @@ def test_a_decoder_that_dies_costs_its_image_only():
         20: "timeout: too slow",
         30: "bad_image: ValueError: odd\nbytes",
     }
+
+
+def test_a_decoder_that_hangs_costs_its_image_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetcher_module, "MAX_DECODE_S", 0.2)
+    urls = [f"http://h{i % 7}/ok" for i in range(60)]
+    urls[10] = "http://h/hangs"
+    failures = {key: text for key, text in fetch_all(urls).items() if text}
+    assert failures == {10: "bad_image: its decoder's process took more than 0.2 s"}
+
+
+def test_many_decoders_that_die_cost_nothing_that_waits():
+    urls = ["http://h/ok"] * 5 + ["http://g/dies decoding"] * 5
+    failures = fetch_all(urls, n_threads=10)
+    assert {key for key, text in failures.items() if text} == set(range(5, 10))
 
 
 def test_a_job_that_kills_its_process_elsewhere_is_given_up_in_the_end():
@@ -109,9 +127,6 @@ def test_leaving_it_early_ends_the_processes():
 
 
 def test_a_cache_that_is_full_is_said_once(caplog: pytest.LogCaptureFixture):
-    from utils.progress import LOG
-
-    LOG.propagate = True
     fetch_all(["http://h/full", "http://h/ok", "http://h/ok"], n_threads=1)
     assert [record.message for record in caplog.records] == [
         "the image cache takes no more: it is full; embedding goes on"

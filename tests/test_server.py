@@ -78,7 +78,7 @@ def read_all(where: server.Place) -> dict[str, tuple[np.ndarray, dict]]:
         return dict(zip(ids, zip(collection.read_vectors(images, ids), collection.read_metadata(images, ids))))
 
 
-def test_killed_in_the_middle_of_embed_it_is_waited_for(chroma, tmp_path, photos, offline_model_name, run_script):
+def test_killed_in_the_middle_of_embed_it_is_waited_for(chroma, tmp_path, photos, offline_model_name, run_here):
     flags = ["--clip-model-name", offline_model_name, "--download-allow-local", "--precision", "fp32"]
     with Saboteur({photo.name: photo.data for photo in photos}) as web:
         web.chroma = chroma
@@ -93,9 +93,9 @@ def test_killed_in_the_middle_of_embed_it_is_waited_for(chroma, tmp_path, photos
         assert run.wait() == 0
         assert f"{len(items)} items = {len(items)} stored + 0 already there" in run.stdout.read()
         assert not (tmp_path / "data" / "chroma" / "chroma.sqlite3").exists()
-        verified = run_script("embed.py", *flags, "--chroma-server-url", chroma.url, "--verify")
+        verified = run_here("embed.py", *flags, "--chroma-server-url", chroma.url, "--verify")
         assert verified.returncode == 0, verified.stdout + verified.stderr
-        embedded = run_script("embed.py", *flags, "--chromadb-path", "data/other")
+        embedded = run_here("embed.py", *flags, "--chromadb-path", "data/other")
         assert embedded.returncode == 0, embedded.stderr
 
     on_server, in_folder = read_all(place(chroma)), read_all(tmp_path / "data" / "other")

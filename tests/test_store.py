@@ -84,7 +84,6 @@ TORN: dict[str, Callable[[Path], object]] = {
 def test_what_is_torn_is_said_and_made_anew_from_the_journal(path: Path, tear: Callable[[Path], object], caplog):
     from utils.progress import LOG
 
-    LOG.propagate = True
     caplog.set_level(logging.INFO, LOG.name)
     tear(path)
     store = Store(path, "images")

@@ -10,40 +10,29 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import multiprocessing
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import images
+from utils import children
 from utils.cache import ImageCache
-from utils.children import ignore, shielded
-from utils.download import DownloadLimits, fetch
 from utils.errors import ImageError, UserError
+from utils.fetch_worker import NO_PIXELS, FetchSettings, Job, Load, load_pixels, work
 from utils.host_queue import HostQueue
-from utils.preprocess import Preprocess, to_pixels
 from utils.progress import LOG
 from utils.urls import host_of
 
 WINDOW = 16  # jobs a download thread that are looked at to find another host than a slow one's
-_NO_PIXELS = np.empty(0, np.uint8)
 MAX_STILLBORN = 10  # workers in a row that die without a result: the machine's fault, not an image's
-MAX_DEATHS = 2  # of its worker, after which an image that was only in hand is given up, too
-
-
-class Job(NamedTuple):
-    """One image to fetch: `key` is the caller's, `id` a uuid as text."""
-
-    key: int
-    id: str
-    url: str
+MAX_DEATHS = 2  # of its worker with nothing in the decoder, after which an image in hand is given up
+MAX_DECODE_S = 60  # a decoder that needs longer hangs: 100 megapixels take ten seconds
 
 
 class Result(NamedTuple):
@@ -52,42 +41,6 @@ class Result(NamedTuple):
     job: Job
     pixels: np.ndarray
     error: ImageError | None
-
-
-@dataclass(frozen=True)
-class FetchSettings:
-    """What every worker needs; it is pickled to them."""
-
-    limits: DownloadLimits
-    max_pixels: int
-    preprocess: Preprocess
-    cache_dir: str
-    cache_max_bytes: int
-
-
-def load_pixels(
-    job: Job, settings: FetchSettings, cache: ImageCache, decoding: contextlib.AbstractContextManager[None]
-) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an image, from the cache or else the web, which then fills the cache.
-
-    `decoding` is a context held while bytes are decoded. Raises ImageError.
-    """
-    path = cache.find(job.id)
-    if path is not None:
-        with contextlib.suppress(ImageError, OSError), path.open("rb") as file, decoding:  # damaged: fetch it again
-            return _pixels(file, settings)
-    with fetch(job.url, settings.limits) as file, decoding:
-        pixels = _pixels(file, settings)
-        cache.add(job.id, file, images.extension(file))
-    return pixels
-
-
-def _pixels(file: Any, settings: FetchSettings) -> np.ndarray:
-    image = images.decode(file, settings.max_pixels, min_side=max(settings.preprocess.size))
-    return to_pixels(image, settings.preprocess)
-
-
-Load = Callable[[Job, FetchSettings, ImageCache, contextlib.AbstractContextManager[None]], np.ndarray]
 
 
 class Fetcher:
@@ -113,12 +66,13 @@ class Fetcher:
         n_workers = max(1, min(n_threads, (n_cpus or os.cpu_count() or 1) - 1))
         self._n_threads, self._n_ready = -(-n_threads // n_workers), n_ready
         self._window = WINDOW * self._n_threads * n_workers
-        self._context = multiprocessing.get_context("spawn")
-        self._cache_bytes = self._context.Value("q", ImageCache(settings.cache_dir, 0).size()[1])
+        self._cache_bytes = children.CONTEXT.Value("q", ImageCache(settings.cache_dir, 0).size()[1])
         self._waiting: HostQueue[Job] = HostQueue(per_host)
         self._deaths: collections.Counter[int] = collections.Counter()
+        self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, when seen)
+        self._hung: set[int] = set()  # keys of images
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
-        self._stop, self._wake = self._context.Pipe(duplex=False)
+        self._stop, self._wake = children.CONTEXT.Pipe(duplex=False)
         self._workers = [self._start() for _ in range(n_workers)]
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
 
@@ -143,14 +97,14 @@ class Fetcher:
             yield result
 
     def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        decoding = self._context.Value("q", -1, lock=False)
-        process = self._context.Process(
-            target=_work,
+        ours, theirs = children.CONTEXT.Pipe()
+        decoding = children.CONTEXT.Value("q", -1, lock=False)
+        process = children.CONTEXT.Process(
+            target=work,
             args=(theirs, self._load, self._settings, self._n_threads, decoding, self._cache_bytes),
             daemon=True,
         )
-        with shielded():
+        with children.shielded():
             process.start()
         theirs.close()
         return _Worker(process, ours, decoding, {})
@@ -161,10 +115,11 @@ class Fetcher:
             while self._feed():
                 by_pipe = {worker.pipe: worker for worker in self._workers}
                 # a worker that died leaves an end of file; woken now and then to see whether results were taken
-                for ready in wait([*by_pipe, self._stop], timeout=0.05 if self._results.qsize() else None):
+                for ready in wait([*by_pipe, self._stop], timeout=0.05 if self._results.qsize() else 1):
                     if ready is self._stop:
                         return
                     self._collect(by_pipe[ready])  # type: ignore[index]
+                self._end_hung()
             self._results.put(None)
         except BaseException as error:  # to be raised where the results are read
             self._results.put(error)
@@ -199,20 +154,37 @@ class Fetcher:
         self._waiting.done(_host(job))
         self._results.put(Result(job, pixels, error))
 
+    def _end_hung(self) -> None:
+        """Kill the workers whose decoder hangs; their end of file does the rest."""
+        now = time.monotonic()
+        for worker in self._workers:
+            pid, key = worker.process.pid, worker.decoding.value
+            seen, since = self._decoding_since.get(pid, (-1, now))
+            if key != seen:
+                self._decoding_since[pid] = key, now
+            elif key >= 0 and now - since > MAX_DECODE_S:
+                self._hung.add(key)
+                worker.process.kill()
+
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died. It costs the image in its decoder; the others in its hands are done again."""
         worker.process.join()
+        blamed, how = worker.decoding.value, f"died ({worker.process.exitcode})"
+        if blamed in self._hung:
+            how = f"took more than {MAX_DECODE_S} s"
+        elif worker.process.exitcode == -signal.SIGTERM:  # from outside: nobody's fault
+            blamed = -1
+        self._decoding_since.pop(worker.process.pid, None)
         self._n_stillborn += worker.decoding.value < 0
         if self._n_stillborn > MAX_STILLBORN:
             raise UserError(f"download processes end as soon as they start, the last with {worker.process.exitcode}")
         self._workers[self._workers.index(worker)] = self._start()
         for key, job in worker.jobs.items():
             self._waiting.done(_host(job))
-            self._deaths[key] += 1
-            is_to_blame = key == worker.decoding.value and worker.process.exitcode != -signal.SIGTERM
-            if is_to_blame or self._deaths[key] > MAX_DEATHS:
-                error = ImageError("bad_image", f"its decoder's process died ({worker.process.exitcode})")
-                self._results.put(Result(job, _NO_PIXELS, error))
+            self._deaths[key] += blamed < 0
+            if key == blamed or self._deaths[key] > MAX_DEATHS:
+                error = ImageError("bad_image", f"its decoder's process {how}")
+                self._results.put(Result(job, NO_PIXELS, error))
             else:
                 self._waiting.put(_host(job), job)
 
@@ -228,43 +200,3 @@ def _host(job: Job) -> str:
     with contextlib.suppress(ValueError):
         return host_of(job.url)
     return ""
-
-
-# --- in a worker -----------------------------------------------------------------------------------------------------
-
-
-def _work(
-    pipe: Connection, load: Load, settings: FetchSettings, n_threads: int, decoding: Any, cache_bytes: Any
-) -> None:
-    ignore(signal.SIGINT)  # the parent decides
-    cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    sending, decoder = threading.Lock(), threading.Lock()
-
-    @contextlib.contextmanager
-    def blamed(key: int) -> Iterator[None]:
-        with decoder:
-            decoding.value = key
-            try:
-                yield
-            finally:
-                decoding.value = -1
-
-    def work() -> None:
-        while True:
-            job, pixels, failure = jobs.get(), _NO_PIXELS, None
-            try:
-                pixels = load(job, settings, cache, blamed(job.key))
-            except ImageError as error:
-                failure = error
-            except Exception as error:  # whatever it is, it is this image's
-                failure = ImageError("bad_image", f"{type(error).__name__}: {error}")
-            with sending, contextlib.suppress(OSError):  # the parent is gone, and so are we in a moment
-                pipe.send((job.key, pixels, failure, cache.full))
-
-    for _ in range(n_threads):
-        threading.Thread(target=work, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        while True:
-            jobs.put(pipe.recv())
-    os._exit(0)  # the parent is gone: threads in downloads are not waited for

@@ -111,7 +111,7 @@ def remove_parts(root: Path) -> None:
     """What a run that was stopped left half done."""
     for name in _names(root):
         if name.startswith(".") and name.endswith(PART_SUFFIX):
-            shutil.rmtree(root / name)
+            shutil.rmtree(root / name, ignore_errors=True)  # a download may be writing into it to the last
         elif _is_left_over(name):
             (root / name).unlink()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +16,9 @@ from utils import images
 from utils.cache import ImageCache
 from utils.download import DownloadLimits, fetch
 from utils.errors import ImageError
+from utils.host_pool import HostPool
 from utils.neighbor_dirs import image_name
+from utils.urls import host_of
 
 COPIERS = 2  # small files are a matter of the GIL and the file system, not of waiting
 MIN_SIDE = 64  # pixels; a download is decoded to see that it is a whole image, not to be looked at
@@ -33,20 +37,21 @@ class Originals:
         limits: DownloadLimits,
         max_pixels: int,
         n_workers: int,
+        n_per_host: int,
     ) -> None:
         self.failures: collections.Counter[str] = collections.Counter()
         self.n_copied = self.n_downloaded = 0
         self._cache, self._urls_of, self._limits, self._max_pixels = cache, urls_of, limits, max_pixels
         self._lock = threading.Lock()
         self._copiers = ThreadPoolExecutor(COPIERS)
-        self._downloaders = ThreadPoolExecutor(n_workers)
+        self._downloaders: HostPool[str] = HostPool(n_workers, n_per_host)
 
     def __enter__(self) -> Originals:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for pool in (self._copiers, self._downloaders):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._downloaders.close()
+        self._copiers.shutdown(cancel_futures=True)
 
     def start(self, ids: Sequence[str], folder: Path) -> Callable[[], list[str]]:
         """Begin to fill the new `folder` with the images of `ids`, named by their rank.
@@ -64,8 +69,8 @@ class Originals:
             urls = self._urls_of([id_ for _, id_ in missing]) if missing else []
         downloads: dict[str, Future[str]] = {}
         for (rank, id_), url in zip(missing, urls):
-            main = downloads.get(ids[0])
-            downloads[id_] = self._downloaders.submit(self._download, rank, id_, url, folder, main)
+            work = functools.partial(self._download, rank, id_, url, folder, downloads.get(ids[0]))
+            downloads[id_] = self._downloaders.submit(_host(url), work)
         return downloads
 
     def _copy_one(self, rank: int, id_: str, folder: Path) -> bool:
@@ -107,6 +112,12 @@ class Originals:
         self.n_downloaded += sum(not reason for reason in reasons.values())
         self.failures.update(filter(None, reasons.values()))
         return [id_ for id_ in ids if not reasons.get(id_)]
+
+
+def _host(url: str) -> str:
+    with contextlib.suppress(ValueError):
+        return host_of(url)
+    return ""  # no request is made
 
 
 def _place(file: BinaryIO, folder: Path, rank: int, id_: str) -> None:

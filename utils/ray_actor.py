@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.download import DownloadLimits
-from utils.fetcher import Fetcher, FetchSettings, Job, Result
+from utils.fetch_worker import FetchSettings, Job
+from utils.fetcher import Fetcher, Result
 
 CALLS = 2  # blocks in an actor's hands: while one waits for its slowest download, the other keeps the model busy
 READY_BATCHES = 4

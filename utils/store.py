@@ -111,8 +111,8 @@ class Store:
     def compare(self) -> tuple[int, list[str]]:
         """Compare each vector of the journal with the collection's: how many, and the ids that differ or lack."""
         with bar(len(self.known), "verify", "record") as progress:
-            work = self._work(self.journal.end)._replace(start=0)
-            return index.compare(self.place, self.name, work, progress.update)
+            backlog = self._backlog(self.journal.end)._replace(start=0)
+            return index.compare(self.place, self.name, backlog, progress.update)
 
     def close(self) -> None:
         self.journal.close()
@@ -232,7 +232,7 @@ class Store:
         total = len(self.own) + self.stored - len(self.journal.gone)
         try:
             with bar(total if not self.journal.indexed else None, what, "record") as progress:
-                self.count = index.apply(self.place, self.name, self._work(self.journal.end), progress.update)
+                self.count = index.apply(self.place, self.name, self._backlog(self.journal.end), progress.update)
         except index.TornError as error:
             if self.journal.indexed and isinstance(self.place, Path):  # it could be read, and cannot be written
                 LOG.info("collection %s cannot be written (%s)", self.name, error)
@@ -244,15 +244,15 @@ class Store:
             ) from None
         self.journal.note(INDEXED, {"end": self.journal.end})
 
-    def _work(self, end: int) -> index.Work:
-        return index.Work(self.journal.path, self.journal.indexed, end, self.journal.gone, self.model)
+    def _backlog(self, end: int) -> index.Backlog:
+        return index.Backlog(self.journal.path, self.journal.indexed, end, self.journal.gone, self.model)
 
     def _is_idle(self) -> bool:
         return self._thread is None or not self._thread.is_alive()
 
     def _follow(self, end: int) -> None:
         try:
-            self.count = index.apply(self.place, self.name, self._work(end))
+            self.count = index.apply(self.place, self.name, self._backlog(end))
             self._indexed_to = end
         except Exception as error:  # said, and mended, when the run ends
             self._failure = error

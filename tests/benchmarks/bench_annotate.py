@@ -152,7 +152,7 @@ def measure_parts(n_dirs: int) -> dict[str, float]:
 
 def make_originals() -> Originals:
     limits = DownloadLimits(15, 2, 10**7, False, True)
-    return Originals(ImageCache("data/images", 0), lambda ids: [""] * len(ids), limits, 10**8, 8)
+    return Originals(ImageCache("data/images", 0), lambda ids: [""] * len(ids), limits, 10**8, 8, 0)
 
 
 def search(vectors: np.ndarray, mains: list[int], dtype: type) -> list[np.ndarray]:

@@ -86,7 +86,8 @@ def download(urls: list[str]) -> dict[str, float]:
 def fetch(urls: list[str], side: int, n_threads: int) -> dict[str, float]:
     """Downloading and decoding alone, with embed.py's own workers: images/s from the first to the last result."""
     from utils.download import DownloadLimits
-    from utils.fetcher import Fetcher, FetchSettings, Job
+    from utils.fetch_worker import FetchSettings, Job
+    from utils.fetcher import Fetcher
     from utils.images import Preprocess
 
     limits = DownloadLimits(15, 2, 50_000_000, allow_local=True, respect_noai=True)
