@@ -91,8 +91,6 @@ def locate(model_name: str, pretrained: str) -> tuple[str, str | None, dict[str,
     files that are not there, and for a hub that cannot be reached.
     """
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # plain HTTP, whose progress can be seen; read at import
-    import open_clip
-
     scheme, name = _split(model_name)
     if scheme == "local-dir:":
         _find_local(Path(name))
@@ -101,6 +99,8 @@ def locate(model_name: str, pretrained: str) -> tuple[str, str | None, dict[str,
         _fetch(name, [_CONFIG_NAME])
         _fetch(name, _HUB_NAMES)
         return model_name, None, {}
+    import open_clip
+
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
         raise UserError(

@@ -1,8 +1,9 @@
 """Kill embed.py again and again at random moments, and look each time whether what it acknowledged is still there.
 
-    python -m tests.faults.embed_kills [--kills 100] [--seed 0]
+    python -m tests.faults.embed_kills [--kills 100] [--seed 0] [--light]
 
-Kills the whole process group and the main process alone in turn; the index is flushed every few records.
+Kills the whole process group and the main process alone in turn; the index is flushed every few records. --light does
+without the model, whose imports take most of a short run's time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from utils.journal import STORE, read_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = "import utils.store, embed; utils.store.INDEX_EVERY = 8; embed.cli.run(embed.main)"
+LIGHT = "from tests.faults import light_encoder; light_encoder.install(); "
 Stored = dict[bytes, bytes]
 
 
@@ -35,33 +37,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--light", action="store_true", help="with an encoder that needs no torch")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = offline_model.build(Path(folder, "model"))
-        print(kill_embed(Path(folder), f"local-dir:{model}", args.kills, args.seed))
+        flags = ["--clip-model-name", f"local-dir:{model}"]
+        print(kill_embed(Path(folder), LIGHT * args.light + MAIN, flags, args.kills, args.seed))
 
 
-def kill_embed(folder: Path, model_name: str, n_kills: int, seed: int, n_photos: int = len(PHOTOS)) -> dict[str, int]:
+def kill_embed(
+    folder: Path, code: str, flags: list[str], n_kills: int, seed: int, n_photos: int = len(PHOTOS)
+) -> dict[str, int]:
     """Kills, records lost, lists finished; asserts that each list ends as in an uninterrupted run."""
     count = {"kills": 0, "lists finished": 0, "acknowledged records checked": 0}
     rng = random.Random(seed)
     with PhotoServer({photo.name: photo.data for photo in variations(PHOTOS[:n_photos])}) as server:
         (folder / "list.json").write_text(json.dumps([{"url": f"{server.url}/{name}"} for name in server.files]))
         started = time.monotonic()
-        assert wait(start(folder, model_name, "whole")) == 0
+        assert wait(start(folder, code, flags, "whole")) == 0
         lifetime_s = time.monotonic() - started
         whole, number = read_collection(folder / "whole"), 0
         while count["kills"] < n_kills:
             store, acknowledged = f"store{number}", Stored()
             while count["kills"] < n_kills:
-                process = start(folder, model_name, store)
+                process = start(folder, code, flags, store)
                 is_killed = kill_after(process, rng.uniform(0, 1.1) * lifetime_s, count["kills"] % 2 == 0)
                 count["kills"] += is_killed
                 acknowledged = check_journal(folder / store, acknowledged)
                 count["acknowledged records checked"] += len(acknowledged)
                 if not is_killed:
                     break
-            assert wait(start(folder, model_name, store)) == 0
+            assert wait(start(folder, code, flags, store)) == 0
             check_collection(folder / store, whole)
             check_journal(folder / store, acknowledged)
             count["lists finished"] += 1
@@ -69,10 +75,10 @@ def kill_embed(folder: Path, model_name: str, n_kills: int, seed: int, n_photos:
     return count
 
 
-def start(folder: Path, model_name: str, store: str) -> subprocess.Popen[bytes]:
-    flags = ["--formatted-data-path", "list.json", "--chromadb-path", store, "--failed-data-path", f"{store}.json"]
-    flags += ["--image-cache-dir-path", "", "--logs-dir-path", "", "--download-allow-local", "--batch-size", "4"]
-    command = [sys.executable, "-c", MAIN, *flags, "--clip-model-name", model_name, "--download-workers", "4"]
+def start(folder: Path, code: str, flags: list[str], store: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", code, *flags, "--download-workers", "4"]
+    command += ["--formatted-data-path", "list.json", "--chromadb-path", store, "--failed-data-path", f"{store}.json"]
+    command += ["--image-cache-dir-path", "", "--logs-dir-path", "", "--download-allow-local", "--batch-size", "4"]
     with (folder / f"{store}.log").open("ab") as log:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)

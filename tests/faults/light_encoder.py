@@ -1,0 +1,27 @@
+"""An encoder that needs no torch and no time, so that a kill meets the storing and not seconds of imports."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from utils import encoder
+from utils.preprocess import Preprocess
+
+
+class LightEncoder:
+    """Vectors are pixels, a few of them."""
+
+    device, precision, dimension = "cpu", "fp32", 192
+    preprocess = Preprocess((32, 32), "shortest", "bicubic", 0)
+
+    def settle_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
+        pass
+
+    def encode_each(self, pixels: np.ndarray) -> np.ndarray:
+        vectors = pixels[:, ::4, ::4].reshape(len(pixels), -1).astype(np.float32) + 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def install() -> None:
+    """In place of the one that embed.py loads."""
+    encoder.load = lambda *_: LightEncoder()  # type: ignore
