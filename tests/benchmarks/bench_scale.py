@@ -4,7 +4,8 @@
 
 overhead: one actor with all cores against the single process, in images a second of the steady state, that is without
 starting and loading. latency: photos that take 200 ms to come, four downloads at a time, one actor against two.
-writer: resident memory of a process that stores records on a Chroma server. All with the small offline model.
+writer: resident memory of a process that stores records on a Chroma server. All with the small offline model. The last
+line is all of it as JSON.
 """
 
 from __future__ import annotations
@@ -59,15 +60,18 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=CASES, choices=[*CASES, []])
     parser.add_argument("--n", type=int, default=600, help="images a run")
     args = parser.parse_args()
+    figures: dict[str, float | list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if "writer" in args.cases:
-            measure_writer(Path(folder))
+            figures["writer_mb"] = measure_writer(Path(folder))
         if set(args.cases) - {"writer"}:
             model = f"local-dir:{offline_model.build(Path(folder) / 'model')}"
-            measure_embedding(args, Path(folder), model)
+            figures |= measure_embedding(args, Path(folder), model)
+    print(json.dumps(figures))
 
 
-def measure_embedding(args: argparse.Namespace, folder: Path, model: str) -> None:
+def measure_embedding(args: argparse.Namespace, folder: Path, model: str) -> dict[str, float | list[float]]:
+    figures: dict[str, float | list[float]] = {}
     photos = list(itertools.islice(variations(list(PHOTOS)[:2]), 32))
     with SlowServer({photo.name: photo.data for photo in photos}) as web:
         if "overhead" in args.cases:
@@ -75,12 +79,15 @@ def measure_embedding(args: argparse.Namespace, folder: Path, model: str) -> Non
             single = rate(web, folder / "single", model, args.n)
             ray = rate(web, folder / "ray", model, args.n, *on_ray(1), "--embed-ray-cpus-per-actor", cores)
             print(f"single process {single:.1f} images/s, Ray with one actor {ray:.1f}: {single / ray:.2f} x the time")
+            figures["overhead"] = single / ray
         if "latency" in args.cases:
             web.latency_s = LATENCY_S
             few = ("--download-workers", "4")
             one = rate(web, folder / "one", model, args.n, *on_ray(1), *few)
             two = rate(web, folder / "two", model, args.n, *on_ray(2), *few)
             print(f"{LATENCY_S} s latency: one actor {one:.1f} images/s, two {two:.1f}: {two / one:.2f} x as fast")
+            figures["latency"] = two / one
+    return figures
 
 
 def on_ray(n_actors: int) -> tuple[str, ...]:
@@ -101,7 +108,9 @@ def rate(web: SlowServer, folder: Path, model: str, n: int, *flags: str) -> floa
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def measure_writer(folder: Path) -> None:
+def measure_writer(folder: Path) -> list[float]:
+    """Resident MB after each quarter of the records, and when all are on the server."""
+    found = []
     vectors = np.random.default_rng(0).standard_normal((PAGE, DIMENSION), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with ChromaServer(folder / "served") as chroma:
@@ -112,10 +121,13 @@ def measure_writer(folder: Path) -> None:
             ids = np.frombuffer(b"".join(uuid.uuid4().bytes for _ in range(PAGE)), "V16")
             store.append(ids, [{"url": f"http://photos.invalid/{uuid.uuid4()}"} for _ in range(PAGE)], vectors)
             if n % (N_RECORDS // 4) == 0:
-                print(f"{n} records journaled: {resident_mb():.0f} MB resident")
+                found.append(resident_mb())
+                print(f"{n} records journaled: {found[-1]:.0f} MB resident")
         store.finish()
         store.close()
-        print(f"all on the server after {time.perf_counter() - start:.0f} s: {resident_mb():.0f} MB resident")
+        found.append(resident_mb())
+        print(f"all on the server after {time.perf_counter() - start:.0f} s: {found[-1]:.0f} MB resident")
+    return found
 
 
 def resident_mb() -> float:
