@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from utils.errors import ImageError, UserError
-from utils.files import read_json
+from utils.files import read_list
 
 # The one field we add: what Chroma cannot hold, as a JSON object. An item's own field of this name goes into it too.
 REST_FIELD = "_rest_json"
 
 
 def read_items(path: Path) -> Iterator[Any]:
-    """The items of a JSON list, or of a .jsonl file, one a line, streamed. Raises UserError at the first broken line.
+    """The items of a JSON list, or of a .jsonl file, one a line, streamed. Raises UserError where it is broken.
 
     An item is whatever stands in the list: item_id says whether it is usable.
     """
@@ -30,10 +30,7 @@ def read_items(path: Path) -> Iterator[Any]:
         )
     if path.suffix == ".jsonl":
         return _read_lines(path)
-    items = read_json(path, "formatted data")
-    if not isinstance(items, list):
-        raise UserError(f'formatted data {path} is not a list; it must be [{{"url": ...}}, ...]')
-    return iter(items)
+    return read_list(path, "formatted data")
 
 
 def _read_lines(path: Path) -> Iterator[Any]:

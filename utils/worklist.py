@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import REASONS, ImageError, UserError, can_heal
-from utils.files import read_json, replacing
+from utils.files import read_list, replacing
 from utils.formatted import item_id, read_items
 from utils.progress import LOG
 
@@ -133,14 +133,15 @@ class Worklist:
         """url -> the entry that an earlier run wrote for it, but for bad records: each run finds these by itself."""
         if not self.failed_path.exists():
             return {}
-        entries = read_json(self.failed_path, "failures file")
         fields = {"index": int, "url": str | None, "reason": str, "detail": str}
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in fields.items()) for entry in entries
-        ):
-            raise UserError(f"failures file {self.failed_path} is not what embed.py writes; mend or remove it")
         known = REASONS.keys() - {"bad_record"}
-        return {entry["url"]: entry for entry in entries if entry["url"] is not None and entry["reason"] in known}
+        before = {}
+        for entry in read_list(self.failed_path, "failures file"):
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in fields.items()):
+                raise UserError(f"failures file {self.failed_path} is not what embed.py writes; mend or remove it")
+            if entry["url"] is not None and entry["reason"] in known:
+                before[entry["url"]] = entry
+        return before
 
 
 def retry_rule(retry_failed: bool, allow_local: bool, respect_noai: bool) -> Callable[[str, str], bool]:
