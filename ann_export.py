@@ -30,7 +30,7 @@ from utils.splits import check_shares, split_items
 VALUES = ("path", "url", "id")
 N_NAMED = 20  # in a line of the log; the rest is a number
 RUN_DEPTH = 100  # images ranked per query in a run file
-RUN_BLOCK = 32  # queries compared at a time: 32 x N x 4 bytes
+RUN_BLOCK = 128  # queries compared at a time: 128 x N x 4 bytes
 
 
 @dataclass

@@ -32,8 +32,12 @@ def figures():
 
 @pytest.fixture
 def ids(tmp_path, monkeypatch):
-    """Groups of a main image, two kept and two deleted; titles as users write them."""
     monkeypatch.chdir(tmp_path)
+    return annotate()
+
+
+def annotate():
+    """Groups of a main image, two kept and two deleted; titles as users write them."""
     n = N_GROUPS * SIZE
     fields = [{"title": f"{SCRIPT_TAG} number {i}" if i % SIZE == 0 else f"item-{i}."} for i in range(n)]
     ids = make_collection(random_vectors(n), [f"https://example.org/{i}" for i in range(n)], fields=fields)
@@ -155,27 +159,37 @@ def test_charts_escape_and_describe():
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------
-@pytest.fixture
-def page(ids, tmp_path):
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """A browser, and a report that was moved elsewhere."""
     program = browser.find()
     if program is None:
         pytest.skip("no Chromium or Chrome on this machine")
     pytest.importorskip("websockets.sync.client", reason="websockets is not installed")
-    report()
-    moved = tmp_path / "moved elsewhere"
-    shutil.move(REPORT, moved)
-    with browser.opened(program, tmp_path / "profile") as page:
-        page.open((moved / "report.html").as_uri())
-        yield page
-        assert not page.complaints
-        assert not [url for url in page.requests if not url.startswith(("file:", "data:"))]
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        annotate()
+        report()
+    shutil.move(folder / REPORT, folder / "moved elsewhere")
+    with browser.opened(program, folder / "profile") as tab:
+        yield tab, (folder / "moved elsewhere" / "report.html").as_uri()
+
+
+@pytest.fixture
+def page(tab):
+    page, address = tab
+    page.open(address)
+    yield page
+    assert not page.complaints
+    assert not [url for url in page.requests if not url.startswith(("file:", "data:"))]
 
 
 def test_page_opens_quickly_and_user_text_is_text(page):
     assert page.run("document.title") == "Annotations of images"
     assert page.run("performance.timing.loadEventEnd - performance.timing.navigationStart") < 1000 * OPEN_LIMIT_S
     assert page.run("document.querySelectorAll('script').length") == 1
-    assert SCRIPT_TAG in page.run("document.querySelector('#group0 .main img').title")
+    assert SCRIPT_TAG in page.run("document.querySelector('#group0 .main').title")
     assert page.run("document.querySelectorAll('svg[role=img] title').length") == 2
 
 
@@ -190,14 +204,38 @@ def test_images_load_when_they_come_into_view(page):
     assert shown == 128
 
 
-def test_filter_is_reached_and_used_by_keyboard(page):
-    shown = "[...document.querySelectorAll('.group:not([hidden])')].map(group => group.id).join()"
-    page.run("document.getElementById('filter').focus()")
-    page.type("KEPT item-7.")
-    assert page.run(shown) == "group1"
+def test_filter_finds_groups_by_metadata_number_and_id(page):
+    ids = [id_of(f"https://example.org/{i}") for i in range(N_GROUPS * SIZE)]
+
+    def found(text):
+        page.run("document.getElementById('filter').focus(), document.getElementById('filter').select()")
+        page.type(text)
+        return page.run("[...document.querySelectorAll('.group:not([hidden])')].map(group => group.id).join()")
+
+    assert found("ITEM-7. https://example.org/8") == "group1"
     assert page.run("document.getElementById('count').textContent") == f"1 of {N_GROUPS} groups"
-    page.type(" nowhere")
-    assert page.run(shown) == ""
-    page.run("document.getElementById('filter').select()")
-    page.type("number")
-    assert page.run(shown).count("group") == N_GROUPS
+    assert found("item-7. nowhere") == ""
+    assert found("number").count("group") == N_GROUPS
+    assert found("group 3") == found("#3") == "group3"
+    assert found(ids[12][:8]) == found(ids[12].upper()) == "group2"
+    assert found(ids[12][1:9]) == "", "the middle of an id is chance"
+    assert found("  ").count("group") == N_GROUPS
+
+
+def test_metadata_is_reached_by_keyboard(page):
+    def pressed(key):
+        for type_ in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=type_, key=key)
+        return page.run("(about => about.hidden ? '' : about.textContent)(document.getElementById('about'))")
+
+    page.run(
+        "new Promise(resolve => { const image = document.querySelector('#group0 img');"
+        "image.onload = resolve; image.scrollIntoView(); })"
+    )
+    assert pressed("Shift") == ""
+    page.run("document.querySelector('#group0 figure').focus()")
+    assert SCRIPT_TAG in page.run("document.getElementById('about').textContent")
+    assert "item-1." in pressed("ArrowRight")
+    assert SCRIPT_TAG in pressed("ArrowLeft")
+    assert pressed("Escape") == ""
+    assert page.run("document.querySelectorAll('#group0 [tabindex=\"0\"]').length") == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
@@ -20,6 +21,7 @@ QRELS = "qrels"
 RUN_EXTENSION = "run"
 RUN_NAME = "collection"  # last column of a run file: which system ranked
 PAIR_COLUMNS = ["id_a", "id_b", "label", "similarity", "rank", "split", "group"]
+_NEEDS_QUOTES = re.compile(r"""[,"\r\n]|^\s|\s$""")
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,19 @@ class Pair(NamedTuple):
 
 
 def write_triplets(file: IO[str], groups: Iterable[Group]) -> int:
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["anchor", "positive", "negative"])
+    file.write("anchor,positive,negative\n")
     n = 0
     for group in groups:
-        rows.writerows([group.query, pos, neg] for pos in group.positives for neg in group.negatives)
-        n += len(group.positives) * len(group.negatives)
+        starts = [f"{_cell(group.query)},{_cell(positive)}," for positive in group.positives]
+        ends = [f"{_cell(negative)}\n" for negative in group.negatives]
+        file.writelines(start + end for start in starts for end in ends)
+        n += len(starts) * len(ends)
     return n
+
+
+def _cell(value: str) -> str:
+    """As csv.writer writes it; a value is in very many rows and quoted once."""
+    return '"' + value.replace('"', '""') + '"' if _NEEDS_QUOTES.search(value) else value
 
 
 def write_flagembedding(file: IO[str], groups: Sequence[Group]) -> int:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from utils.thumbnails import SIDE, relative_path
 
 THUMBNAILS = "thumbnails"  # folder beside the page
-MAX_HOVER = 600  # characters of metadata shown on hover
+MAX_LINE, MAX_HOVER = 200, 1_000  # characters of metadata shown on hover, of a field and of all
 STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff }
 body { max-width: 1200px; margin: 0 auto; padding: 1rem } h1, h2, h3 { line-height: 1.2 } a { color: #0b5394 }
@@ -19,6 +19,8 @@ svg { width: 100%; max-width: 720px; height: auto; font-size: 12px; display: blo
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .15rem .7rem; border-bottom: 1px solid #bbb }
 td { text-align: right; font-variant-numeric: tabular-nums } th[scope=row] { text-align: left; font-weight: 400 }
 .row { display: flex; flex-wrap: wrap; gap: .5rem } figure { margin: 0; width: 136px; font-size: .8rem }
+#about { position: fixed; left: 0; right: 0; bottom: 0; margin: 0; padding: .5rem 1rem; white-space: pre-line;
+background: #1b1b1b; color: #fff; max-height: 40vh; overflow: auto; overflow-wrap: anywhere }
 figure img, .none { width: 128px; height: 128px; object-fit: contain; background: #eee; display: block }
 .none { display: grid; place-content: center; text-align: center; color: #444 }
 figure img, figure .none { border: 4px solid #1b1b1b } .kept img, .kept .none { border-color: #38761d }
@@ -29,27 +31,53 @@ figure img, figure .none { border: 4px solid #1b1b1b } .kept img, .kept .none { 
 """
 SCRIPT = """
 const input = document.getElementById('filter'), count = document.getElementById('count');
-const groups = [...document.querySelectorAll('.group')];
+const about = document.getElementById('about'), groups = [...document.querySelectorAll('.group')];
+const near = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
+  near.unobserve(entry.target);
+  entry.target.querySelectorAll('img').forEach(image => { image.src = image.dataset.src; });
+  entry.target.querySelectorAll('figure').forEach((figure, i) => { figure.tabIndex = i ? -1 : 0; });
+}), {rootMargin: '1000px'});
+document.querySelectorAll('.group, :not(.group) > .row').forEach(row => near.observe(row));
+
 let texts;
-function textOf(group) {
-  const hovers = [...group.querySelectorAll('[title]')].map(element => element.title);
-  return [group.textContent, ...hovers].join(' ').toLowerCase();
+function textsOf(group) {
+  const lines = [...group.querySelectorAll('figure')].map(figure => figure.title.toLowerCase().split('\\n'));
+  const ids = lines.map(listed => listed.pop());
+  return {ids, metadata: lines.flat().join('\\n')};
+}
+function fits(group, i, query) {
+  const number = /^(?:group\\s*|#)(\\d+)$/.exec(query);
+  if (number) return group.id === `group${Number(number[1])}`;
+  texts ??= groups.map(textsOf);
+  return query.split(/\\s+/).every(word => texts[i].metadata.includes(word) ||
+    word.length >= 8 && texts[i].ids.some(id => id.startsWith(word)));
 }
 input.addEventListener('input', () => {
-  texts ??= groups.map(textOf);
-  const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let shown = 0;
-  groups.forEach((group, i) => {
-    group.hidden = !words.every(word => texts[i].includes(word));
-    shown += !group.hidden;
-  });
-  count.textContent = `${shown} of ${groups.length} groups`;
+  const query = input.value.trim().toLowerCase();
+  groups.forEach((group, i) => { group.hidden = query !== '' && !fits(group, i, query); });
+  count.textContent = `${groups.filter(group => !group.hidden).length} of ${groups.length} groups`;
 });
 input.disabled = false;
+
+document.addEventListener('focusin', event => {
+  about.hidden = !event.target.matches('figure:focus-visible');
+  about.textContent = event.target.title;
+});
+document.addEventListener('focusout', () => { about.hidden = true; });
+document.addEventListener('keydown', event => {
+  const figure = event.target.closest('figure');
+  const way = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
+  if (figure && way) figure[way]?.focus();
+  if (event.key === 'Escape') about.hidden = true;
+});
 """
-FILTER = """<p class="filter"><label for="filter">Only groups with these words (metadata, ids, kept, deleted):</label>
+FILTER = """<p class="filter"><label for="filter">Only groups with these words in their metadata, or group 12, or an id
+(8 characters or more of its beginning):</label>
 <input id="filter" type="search" size="30" disabled> <span id="count" role="status"></span></p>
+<p>By keyboard: Tab goes from group to group, the arrow keys from image to image, and what is known of it is shown.</p>
+<noscript><p>Pictures and filter need JavaScript.</p></noscript>
 """
+ABOUT = '<p id="about" aria-hidden="true" hidden></p>'  # a screen reader has it already, from the figure itself
 
 
 def write_page(file: IO[str], title: str, sections: Iterable[str]) -> None:
@@ -63,7 +91,7 @@ def write_page(file: IO[str], title: str, sections: Iterable[str]) -> None:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n"
     )
     file.writelines(sections)
-    file.write(f"</main><script>{SCRIPT}</script></body></html>\n")
+    file.write(f"</main>{ABOUT}<script>{SCRIPT}</script></body></html>\n")
 
 
 def section(heading: str, *parts: str) -> str:
@@ -96,21 +124,24 @@ def cell_text(value: Any) -> str:
 
 
 def figure(id_: str, kind: str, caption: str, hover: str, has_thumbnail: bool) -> str:
-    """One image; `kind` is main, kept or deleted."""
-    title = escape(f"{hover[:MAX_HOVER]}\n{id_}".strip())
+    """One image; `kind` is main, kept or deleted.
+
+    The script gives pictures their address, and the keyboard its stops, as their row comes near: a page with 20,000
+    images of `loading="lazy"` takes seconds more to open.
+    """
     if has_thumbnail:
-        picture = (
-            f'<img src="{THUMBNAILS}/{relative_path(id_)}" loading="lazy" width="{SIDE}" height="{SIDE}" '
-            f'alt="{escape(caption)}" title="{title}">'
-        )
+        size = f'width="{SIDE}" height="{SIDE}"'
+        picture = f'<img data-src="{THUMBNAILS}/{relative_path(id_)}" {size} alt="{escape(caption)}">'
     else:
-        picture = f'<div class="none" title="{title}">no image in the cache</div>'
-    return f'<figure class="{kind}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+        picture = '<div class="none">no image in the cache</div>'
+    title = escape(f"{hover[:MAX_HOVER]}\n{id_}".strip())
+    return f'<figure class="{kind}" title="{title}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def hover_text(item: Mapping[str, Any]) -> str:
     """Metadata as people read it: a line a field."""
-    return "\n".join(f"{name}: {value}" for name, value in item.items())
+    lines = (" ".join(f"{name}: {value}".split()) for name, value in item.items())
+    return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…" for line in lines)
 
 
 def row(figures: Iterable[str]) -> str:
