@@ -23,6 +23,7 @@ from utils.cache import ImageCache
 from utils.errors import UserError
 from utils.files import replacing
 from utils.judgments import similarities
+from utils.outputs import replacing_all
 from utils.progress import LOG, bar, start_log
 from utils.server import choose
 from utils.splits import check_shares, split_items
@@ -139,7 +140,7 @@ def pairs(material: Material) -> Iterator[exports.Pair]:
 
 # --- the formats of groups --------------------------------------------------------------------------------------------
 def write_splits(material: Material, left_out: LeftOut, args: argparse.Namespace) -> int:
-    """One file a split, though it be empty: a trainer that finds none of an older run's rows is better off."""
+    """One file a split, though it be empty; what an earlier run wrote for other splits goes, as it leaks."""
     name, folder = args.ann_export_format, Path(args.ann_export_dir_path)
     kind = exports.FORMATS[name]
     groups: dict[str, list[exports.Group]] = {split: [] for split in args.ann_export_split}
@@ -149,15 +150,19 @@ def write_splits(material: Material, left_out: LeftOut, args: argparse.Namespace
             left_out.groups.append(record["pos"][0])
         else:
             groups[material.split_of[record["pos"][0]]].append(group)
-    n_rows = 0
-    for split, of_split in groups.items():
-        path = folder / f"{name}.{split}.{kind.extension}"
-        with replacing(path) as file:
-            n = kind.write(file, of_split)
-        if name == exports.QRELS:
-            write_run(path.with_suffix(f".{exports.RUN_EXTENSION}"), of_split, split, material)
-        print(f"{path}: {n} {kind.row} of {len(of_split)} groups")
-        n_rows += n
+    extensions = [kind.extension, *([exports.RUN_EXTENSION] if name == exports.QRELS else [])]
+    with replacing_all(folder, name, [f"{name}.{split}.{extension}" for split in groups for extension in extensions]):
+        return sum(write_split(name, split, of_split, material, folder) for split, of_split in groups.items())
+
+
+def write_split(name: str, split: str, groups: Sequence[exports.Group], material: Material, folder: Path) -> int:
+    kind = exports.FORMATS[name]
+    path = folder / f"{name}.{split}.{kind.extension}"
+    with replacing(path) as file:
+        n_rows = kind.write(file, groups)
+    if name == exports.QRELS:
+        write_run(path.with_suffix(f".{exports.RUN_EXTENSION}"), groups, split, material)
+    print(f"{path}: {n_rows} {kind.row} of {len(groups)} groups")
     return n_rows
 
 

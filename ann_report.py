@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     write_json(folder / "report.json", figures)
     with replacing(folder / "report.html") as file:
         report_page.write_page(file, f"Annotations of {args.collection_name}", sections(material, figures, pictured))
+    thumbnails.remove_others(folder / report_page.THUMBNAILS, pictured)
     print_summary(folder, figures)
     return 0
 

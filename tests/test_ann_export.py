@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -15,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ann_export
-from tests.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors
+from tests.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors, tree
+from tests.benchmarks import labeled_sets, metric_learning
 from utils import exports
 from utils.errors import UserError
+from utils.outputs import replacing_all
 from utils.splits import check_shares, split_items
 
 N = 60
+N_VIEWS = 600
 OUT = Path("data/export")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 IDS = [id_of(str(i)) for i in range(12)]
@@ -216,6 +220,52 @@ def test_same_seed_same_files(ids):
     assert {path.name: path.read_bytes() for path in OUT.iterdir()} != first
 
 
+def test_files_of_splits_that_are_no_more_are_removed_and_no_others(ids):
+    for format_ in ("triplets", "qrels"):
+        export("--ann-export-format", format_)
+    own = OUT / "triplets.mine.csv"
+    own.write_text("mine")
+    before = tree(OUT)
+    export("--ann-export-split", '{"train": 0.8, "dev": 0.2}')
+    after = tree(OUT)
+    assert before.keys() - after.keys() == {"triplets.validation.csv", "triplets.test.csv"}
+    assert after.keys() - before.keys() == {"triplets.dev.csv"}
+    assert own.read_text() == "mine"
+    export("--ann-export-format", "qrels", "--ann-export-split", '{"all": 1}')
+    assert {name for name in tree(OUT) if name.startswith("qrels")} == {"qrels.all.txt", "qrels.all.run"}
+
+
+@pytest.mark.parametrize("killed", ["while it writes", "while it removes"])
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_know(tmp_path, monkeypatch, killed):
+    def kill(*_args, **_options):
+        raise KeyboardInterrupt
+
+    def write(name, then=lambda: None):
+        with replacing_all(tmp_path, "triplets", [name]):
+            (tmp_path / name).touch()
+            then()
+
+    write("triplets.a.csv")
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        if killed == "while it removes":
+            patch.setattr(Path, "unlink", kill)
+        write("triplets.b.csv", then=kill if killed == "while it writes" else lambda: None)
+    assert {path.name for path in tmp_path.glob("triplets.*")} == {"triplets.a.csv", "triplets.b.csv"}
+    write("triplets.c.csv")
+    assert {path.name for path in tmp_path.glob("triplets.*")} == {"triplets.c.csv"}
+
+
+def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.touch()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / ".triplets.json").write_text(json.dumps(["../mine.csv", "triplets./../../mine.csv", str(mine), 5]))
+    with replacing_all(folder, "triplets", []):
+        pass
+    assert mine.exists()
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -349,6 +399,39 @@ def test_flagembedding_has_lists_that_are_never_empty(ids):
         "json", data_files=str(OUT / "flagembedding.train.jsonl"), split="train", cache_dir="data/cache"
     )
     assert table[0] == found[0]
+
+
+def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, monkeypatch):
+    """Hard views of photos; a reviewer who knows the photo judges the 20 exact nearest of every fourth image."""
+    pytest.importorskip("skimage", reason="tests/requirements.txt is not installed")
+    monkeypatch.chdir(tmp_path)
+    vectors, labels = labeled_sets.few_photos(N_VIEWS)
+    ids = make_collection(vectors, [f"https://example.org/{i}" for i in range(N_VIEWS)])
+    nearest = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :21]
+    groups = [[row, *(other for other in nearest[row] if other != row)] for row in range(0, N_VIEWS, 4)]
+    write_annotated(
+        [
+            {
+                "pos": [ids[i] for i in g if labels[i] == labels[g[0]]],
+                "neg": [ids[i] for i in g if labels[i] != labels[g[0]]],
+            }
+            for g in groups
+        ]
+    )
+    export("--ann-export-value", "id", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (lines_of_readme,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "triplets.train" in code]
+    assert lines_of_readme.count("\n") <= 16
+    exec(lines_of_readme, {})
+    export("--ann-export-format", "pairs", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
+    in_test = {row[name] for row in rows("pairs.csv") if row["split"] == "test" for name in ("id_a", "id_b")}
+    held_out = [row for row, id_ in enumerate(ids) if id_ in in_test]
+    projected = metric_learning.project(vectors[held_out], np.load("data/projection.npy"))
+    before, _ = metric_learning.map_at_r(vectors[held_out], labels[held_out])
+    after, _ = metric_learning.map_at_r(projected, labels[held_out])
+    print(len(held_out), before, after)
+    assert len(held_out) > 100
+    assert after > before + 0.005
 
 
 def test_every_format_is_documented():

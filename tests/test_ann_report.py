@@ -146,6 +146,16 @@ def test_odd_annotations_are_reported_too(ids):
     assert "no image in the cache" in (REPORT / "report.html").read_text()
 
 
+def test_thumbnails_that_are_not_shown_any_more_are_removed(ids):
+    report()
+    folder = REPORT / "thumbnails"
+    own, half = folder / ids[0][:2] / "notes.jpg", folder / ids[1][:2] / f".{ids[1]}.jpg.tmp"
+    own.touch(), half.touch()
+    ANNOTATED.write_text(json.dumps([{"pos": ids[:3], "neg": ids[3:4]}]))
+    report()
+    assert {path.stem for path in folder.rglob("*.*")} == {*ids[:4], "notes"}
+
+
 def test_nothing_annotated_is_one_line(ids):
     ANNOTATED.unlink()
     with pytest.raises(UserError, match=r"run python ann_dirload\.py first"):

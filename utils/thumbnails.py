@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.cache import ImageCache
 from utils.errors import ImageError
+from utils.ids import is_uuid
 from utils.images import decode
 
 SIDE, QUALITY = 128, 80  # pixels of the longer side; JPEG quality: about 4 KB
@@ -34,6 +35,19 @@ def make(ids: Iterable[str], cache: ImageCache, folder: Path, max_pixels: int, t
         return set(filter(None, pool.map(make_one, ids)))
 
 
+def remove_others(folder: Path, ids: Collection[str]) -> None:
+    """Remove thumbnails of other images, and what a killed run left half made; no other file."""
+    for path in folder.glob("??/*"):
+        id_ = path.name.removeprefix(".").removesuffix(".tmp").removesuffix(".jpg")
+        own = folder / relative_path(id_)
+        if is_uuid(id_) and (path == _temporary(own) or (path == own and id_ not in ids)):
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _is_current(source: Path, target: Path) -> bool:
     return target.exists() and target.stat().st_mtime >= source.stat().st_mtime
 
@@ -46,7 +60,7 @@ def _make(source: Path, target: Path, max_pixels: int) -> bool:
         return False
     image.thumbnail((SIDE, SIDE))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = _temporary(target)
     image.save(temporary, "JPEG", quality=QUALITY)
     temporary.replace(target)
     return True

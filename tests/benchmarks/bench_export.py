@@ -124,12 +124,11 @@ def measure_report() -> dict[str, float]:
 
 def seconds_to_open(program: str, page: Path) -> float:
     """From asking for the page to its first frame after the load event, in a browser started afresh."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        with browser.opened(program, Path(profile)) as tab:
-            start = time.perf_counter()
-            tab.open(page.resolve().as_uri())
-            tab.run("new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)))")
-            return time.perf_counter() - start
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, browser.opened(program, Path(name)) as tab:
+        start = time.perf_counter()
+        tab.open(page.resolve().as_uri())
+        tab.run("new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)))")
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ def _photos() -> tuple[np.ndarray, np.ndarray]:
         return arrays["vectors"], arrays["labels"]
 
 
+def few_photos(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The photos' set with n views only, L2-normalized, made in seconds."""
+    labels = np.sort(np.random.default_rng(2).permutation(np.repeat(np.arange(len(PHOTOS)), _class_sizes()))[:n])
+    vectors = _embed(_views(labels))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels
+
+
 def _class_sizes() -> np.ndarray:
     """Long-tailed; which photo is how frequent is drawn once, with a fixed seed."""
     weights = SIZE_RATIO ** -np.linspace(0, 1, len(PHOTOS))
