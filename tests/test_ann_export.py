@@ -24,7 +24,7 @@ from utils.outputs import replacing_all
 from utils.splits import check_shares, split_items
 
 N = 60
-N_VIEWS = 600
+N_VIEWS = 240
 OUT = Path("data/export")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 IDS = [id_of(str(i)) for i in range(12)]
@@ -429,8 +429,7 @@ def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, m
     projected = metric_learning.project(vectors[held_out], np.load("data/projection.npy"))
     before, _ = metric_learning.map_at_r(vectors[held_out], labels[held_out])
     after, _ = metric_learning.map_at_r(projected, labels[held_out])
-    print(len(held_out), before, after)
-    assert len(held_out) > 100
+    assert len(held_out) > 50
     assert after > before + 0.005
 
 
