@@ -34,7 +34,7 @@ const input = document.getElementById('filter'), count = document.getElementById
 const about = document.getElementById('about'), groups = [...document.querySelectorAll('.group')];
 const near = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
   near.unobserve(entry.target);
-  entry.target.querySelectorAll('img').forEach(image => { image.src = image.dataset.src; });
+  entry.target.querySelectorAll('img[data-src]').forEach(image => { image.src = image.dataset.src; });
   entry.target.querySelectorAll('figure').forEach((figure, i) => { figure.tabIndex = i ? -1 : 0; });
 }), {rootMargin: '1000px'});
 document.querySelectorAll('.group, :not(.group) > .row').forEach(row => near.observe(row));
@@ -75,7 +75,7 @@ FILTER = """<p class="filter"><label for="filter">Only groups with these words i
 (8 characters or more of its beginning):</label>
 <input id="filter" type="search" size="30" disabled> <span id="count" role="status"></span></p>
 <p>By keyboard: Tab goes from group to group, the arrow keys from image to image, and what is known of it is shown.</p>
-<noscript><p>Pictures and filter need JavaScript.</p></noscript>
+<noscript><p>The filter, and pictures far down, need JavaScript.</p></noscript>
 """
 ABOUT = '<p id="about" aria-hidden="true" hidden></p>'  # a screen reader has it already, from the figure itself
 
@@ -123,15 +123,16 @@ def cell_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def figure(id_: str, kind: str, caption: str, hover: str, has_thumbnail: bool) -> str:
+def figure(id_: str, kind: str, caption: str, hover: str, has_thumbnail: bool, is_far: bool = False) -> str:
     """One image; `kind` is main, kept or deleted.
 
-    The script gives pictures their address, and the keyboard its stops, as their row comes near: a page with 20,000
+    `is_far`, a long way down, leaves it to the script to load the picture when its row comes near: a page with 20,000
     images of `loading="lazy"` takes seconds more to open.
     """
     if has_thumbnail:
         size = f'width="{SIDE}" height="{SIDE}"'
-        picture = f'<img data-src="{THUMBNAILS}/{relative_path(id_)}" {size} alt="{escape(caption)}">'
+        source = "data-src" if is_far else 'loading="lazy" src'
+        picture = f'<img {source}="{THUMBNAILS}/{relative_path(id_)}" {size} alt="{escape(caption)}">'
     else:
         picture = '<div class="none">no image in the cache</div>'
     title = escape(f"{hover[:MAX_HOVER]}\n{id_}".strip())

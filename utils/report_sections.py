@@ -10,6 +10,7 @@ from utils.report_figures import Figures, Material
 from utils.report_page import paragraph, section, table
 
 MAX_SHEETS = 2_000  # groups with pictures: what a browser still opens in seconds; the latest are shown
+NEAR_SHEETS = 100  # the first ones, which a browser loads without the page's script
 MAX_SHOWN = 50  # contradictions of a kind with pictures; all are in report.json
 CAVEAT = """What may not be concluded: recall. Only images that the model itself had brought near were ever judged, so
 similar images that it placed far away are unknown, and every figure here is about the judged ones only. Items that
@@ -148,11 +149,11 @@ def sheets(material: Material, pictured: set[str]) -> Iterator[str]:
     if n > MAX_SHEETS:
         yield paragraph(f"The latest {MAX_SHEETS:,} of {n:,} groups:")
     for number in range(n - 1, max(n - MAX_SHEETS, 0) - 1, -1):
-        yield sheet(material, number, pictured)
+        yield sheet(material, number, pictured, is_far=n - number > NEAR_SHEETS)
     yield "</section>\n"
 
 
-def sheet(material: Material, number: int, pictured: set[str]) -> str:
+def sheet(material: Material, number: int, pictured: set[str], is_far: bool) -> str:
     record, group = material.records[number], material.judged[number]
     gone = [id_ for id_ in (*record["pos"][1:], *record["neg"]) if id_ not in set(group.items)]
     captions = [(record["pos"][0], "main", "main image")]
@@ -167,7 +168,7 @@ def sheet(material: Material, number: int, pictured: set[str]) -> str:
         number,
         heading,
         (
-            report_page.figure(id_, kind, caption, hover(material, id_), id_ in pictured)
+            report_page.figure(id_, kind, caption, hover(material, id_), id_ in pictured, is_far)
             for id_, kind, caption in captions
         ),
     )

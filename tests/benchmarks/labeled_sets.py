@@ -7,10 +7,13 @@ photos  2,400 views of 22 photos that scikit-image bundles, 20 to 300 of each; v
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
+
+from utils.preprocess import to_pixels
 
 # fmt: off
 PHOTOS = [
@@ -21,7 +24,7 @@ PHOTOS = [
 # fmt: on
 N_PHOTO_VIEWS = 2_400
 SIZE_RATIO = 15  # of the largest class to the smallest; sizes fall geometrically
-SIDE = 224
+SIDE, BATCH = 224, 32
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -50,8 +53,7 @@ def _photos() -> tuple[np.ndarray, np.ndarray]:
 def few_photos(n: int) -> tuple[np.ndarray, np.ndarray]:
     """The photos' set with n views only, L2-normalized, made in seconds."""
     labels = np.sort(np.random.default_rng(2).permutation(np.repeat(np.arange(len(PHOTOS)), _class_sizes()))[:n])
-    vectors = _embed(_views(labels))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels
+    return _embed(_views(labels)), labels
 
 
 def _class_sizes() -> np.ndarray:
@@ -62,7 +64,7 @@ def _class_sizes() -> np.ndarray:
     return np.random.default_rng(0).permutation(sizes)
 
 
-def _views(labels: np.ndarray):
+def _views(labels: np.ndarray) -> Iterator[Image.Image]:
     """A hard view of each label's photo, one after another."""
     import skimage
 
@@ -90,17 +92,12 @@ def _view(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
 
 
-def _embed(images) -> np.ndarray:
-    """(N, 1280) image embeddings by the offline model with real weights."""
-    import open_clip
-    import torch
-
+def _embed(images: Iterable[Image.Image]) -> np.ndarray:
+    """(N, 1280) image embeddings by the offline model with real weights, L2-normalized."""
     from tests import offline_model
+    from utils import encoder
 
     with tempfile.TemporaryDirectory() as folder:
-        path = offline_model.build(Path(folder))
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
-    model.eval()
-    tensors = torch.stack([preprocess(image) for image in images])
-    with torch.inference_mode():
-        return torch.cat([model.encode_image(batch) for batch in tensors.split(64)]).numpy()
+        model = encoder.load(f"local-dir:{offline_model.build(Path(folder))}", "", "cpu", "fp32")
+    pixels = np.stack([to_pixels(image, model.preprocess) for image in images])
+    return np.concatenate([model.encode(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)])
