@@ -9,8 +9,8 @@ Run it again to go on where it stopped, or to add what is new in the list.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -185,20 +185,33 @@ def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: 
     with (
         open_fetcher(jobs(), encoder, args) as fetcher,
         bar(n_todo, f"embed on {encoder.device}", "image") as progress,
+        ThreadPoolExecutor(encoder.streams, initializer=encoder.take_share) as model,
         ThreadPoolExecutor(1) as writer,
     ):
+        encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
         written: Future[None] | None = None
-        for batch in batches(fetcher, args.batch_size, work, metadata, progress):
-            if "dimension" not in store.model:
-                remember_model(store, encoder, identity, batch, args.precision)
-            vectors = encode(encoder, batch, work, metadata)
+
+        def finish_oldest() -> None:
+            nonlocal written
+            batch, vectors = take_good(*encoding.popleft(), work, metadata)
             if written:
                 written.result()  # the batch before: at most one is on its way to the disk
             written = writer.submit(keep, batch, vectors)
             progress.set_postfix(stored=work.count(STORED) + len(batch), failed=work.count(FAILED), refresh=False)
             progress.update(len(batch))
-        if written:
-            written.result()
+
+        try:
+            for batch in batches(fetcher, args.batch_size, work, metadata, progress):
+                if "dimension" not in store.model:
+                    remember_model(store, encoder, identity, batch, args.precision)
+                encoding.append((batch, model.submit(encode, encoder, batch)))
+                if len(encoding) > encoder.streams:
+                    finish_oldest()
+        finally:  # what is in the model is kept, also when the run is stopped
+            while encoding:
+                finish_oldest()
+            if written:
+                written.result()
 
 
 def load_encoder(store: Store, args: argparse.Namespace) -> Encoder:
@@ -250,15 +263,21 @@ def fail(work: Worklist, metadata: dict[int, Any], job: Job, error: ImageError) 
     work.fail(job.key, job.url, error)
 
 
-def encode(encoder: Encoder, batch: list[Result], work: Worklist, metadata: dict[int, Any]) -> np.ndarray:
-    """(B, D) float32 vectors of a batch, from which the images that the model fails on are taken out, in place."""
-    vectors = encoder.encode_each(np.stack([result.pixels for result in batch]))
+def encode(encoder: Encoder, batch: list[Result]) -> np.ndarray:
+    """(B, D) float32 vectors of a batch."""
+    return encoder.encode_each(np.stack([result.pixels for result in batch]))
+
+
+def take_good(
+    batch: list[Result], encoded: Future[np.ndarray], work: Worklist, metadata: dict[int, Any]
+) -> tuple[list[Result], np.ndarray]:
+    """A batch and its vectors without the images that the model fails on, which get their outcome."""
+    vectors = encoded.result()
     is_good = np.isfinite(vectors).all(axis=1)
     for result, good in zip(batch, is_good):
         if not good:
             fail(work, metadata, result.job, ImageError("model", "the forward pass gives no numbers"))
-    batch[:] = [result for result, good in zip(batch, is_good) if good]
-    return vectors[is_good]
+    return [result for result, good in zip(batch, is_good) if good], vectors[is_good]
 
 
 def remember_model(
@@ -272,44 +291,7 @@ def remember_model(
 
 def embed_on_ray(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
     """What embed_missing does, with actors on a Ray cluster in place of this process's fetcher and encoder."""
-    n_todo = work.count(TODO)
-    if not n_todo:
-        return
-
-    def keep(results: list[ray_embed.Embedded]) -> None:
-        good = [result for result in results if not result.error and work.outcome[result.row.key] == TODO]
-        indexes = [result.row.key for result in good]
-        if good:
-            metadata = [json.loads(result.row.metadata) for result in good]
-            store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
-        for index in indexes:
-            work.store(index)
-        for result in results:
-            if result.error:
-                work.fail(result.row.key, result.row.url, result.error)
-
-    rows = (
-        ray_actor.Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
-        for index, item in work.todo()
-    )
-    with ray_embed.cluster(args.embed_ray_address), bar(n_todo, "embed on Ray", "image") as progress:
-        n_actors, n_gpus = ray_embed.count_actors(args.embed_ray_actors, args.embed_ray_cpus_per_actor)
-
-        def run(some: Iterable[ray_actor.Row], n: int, n_actors: int) -> None:
-            for facts, results in ray_embed.embed(some, n, make_plan(store, n_gpus, args), n_actors):
-                if facts and "dimension" not in store.model:
-                    store.remember_model({**identity, **facts})
-                keep(results)
-                progress.update(len(results))
-
-        # First batches, on one actor, until one has shown which precision the model bears; then come all others.
-        while "dimension" not in store.model and (head := list(itertools.islice(rows, args.batch_size))):
-            run(head, len(head), 1)
-        run(rows, work.count(TODO), n_actors)
-
-
-def make_plan(store: Store, n_gpus: int, args: argparse.Namespace) -> ray_actor.Plan:
-    return ray_actor.Plan(
+    plan = ray_actor.Plan(
         (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
         store.model.get("precision", ""),
         read_limits(args),
@@ -319,9 +301,12 @@ def make_plan(store: Store, n_gpus: int, args: argparse.Namespace) -> ray_actor.
         args.download_workers_per_host,
         args.batch_size,
         args.embed_ray_cpus_per_actor,
-        n_gpus,
-        str(Path.cwd()),
+        n_gpus=0,
+        folder=str(Path.cwd()),
     )
+    if work.count(TODO):
+        with ray_embed.cluster(args.embed_ray_address):
+            ray_embed.embed_todo(work, store, identity, plan, args.embed_ray_actors)
 
 
 def print_verification(work: Worklist, store: Store) -> int:

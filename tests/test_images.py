@@ -342,10 +342,10 @@ def test_spooled_bodies_are_read_in_memory_and_on_disk():
                 assert decode(file, CAP).mode == "RGB"
 
 
-def test_a_draft_keeps_twice_the_side_and_the_picture():
+def test_a_draft_keeps_three_times_the_side_and_the_picture():
     data = photo("JPEG", (1600, 1200))
     full = decode(io.BytesIO(data), 10 * CAP)
-    for min_side, size in ((224, (800, 600)), (150, (400, 300)), (301, (1600, 1200)), (None, (1600, 1200))):
+    for min_side, size in ((200, (800, 600)), (100, (400, 300)), (201, (1600, 1200)), (None, (1600, 1200))):
         draft = decode(io.BytesIO(data), 10 * CAP, min_side)
         assert draft.size == size
         preprocess = Preprocess((min_side or 64,) * 2, "shortest", "bicubic", 0)

@@ -16,6 +16,10 @@ from utils.preprocess import Preprocess, to_pixels
 
 __all__ = ["Preprocess", "decode", "extension", "to_pixels"]
 
+# Of 152 views of photos, 450 to 2,000 pixels high, EfficientNet-Lite0 saw 39 at a cosine below 0.999 of the full
+# decode with twice the size left, and 10 with three times (as many as with Pillow's best reduction; the model moves
+# more if pixels move by 1 of 255). Photos of 12 megapixels are decoded at 1/4 with either.
+DRAFT = 3
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,8 +38,8 @@ _MAX_SCANS = 500  # of a progressive JPEG, usually 10: each can make the decoder
 def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Image.Image:
     """The first frame as RGB: upright, on white where transparent, 16 bits scaled to 8, its ICC profile ignored.
 
-    A caller that needs only `min_side` pixels on the shortest side gets a JPEG decoded at 1/2, 1/4 or 1/8, with twice
-    that left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
+    A caller that needs only `min_side` pixels on the shortest side gets a JPEG decoded at 1/2, 1/4 or 1/8, with
+    DRAFT times that left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
     """
     name, _ = identify(file)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd files and large ones; we have our own cap
@@ -48,7 +52,7 @@ def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Imag
         if name == "JPEG":
             _check_jpeg(file, image)
         if min_side:
-            image.draft("RGB", (2 * min_side, 2 * min_side))
+            image.draft("RGB", (DRAFT * min_side, DRAFT * min_side))
         image.load()
         return _to_rgb(_upright(image))
 

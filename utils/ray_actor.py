@@ -56,8 +56,9 @@ class Embedder:
             os.chdir(plan.folder)
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
         name, pretrained, device, self._precision = plan.model
-        self._plan, self._lock = plan, threading.Lock()
         self._encoder = encoder.load(name, pretrained, device, self._precision, plan.settled)
+        self._plan, self._settling = plan, threading.Lock()
+        self._turns = threading.BoundedSemaphore(self._encoder.streams)
         self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
 
     def __call__(self, table: Any) -> Any:
@@ -91,8 +92,10 @@ class Embedder:
 
     def _encode(self, batch: list[Result], columns: dict[str, list[Any]]) -> None:
         pixels = np.stack([result.pixels for result in batch])
-        with self._lock:
+        with self._settling:
             self._encoder.settle_precision(pixels, may_fall_back=self._precision == "auto")
+        with self._turns:
+            self._encoder.take_share()
             vectors = self._encoder.encode_each(pixels)
         for result, vector in zip(batch, vectors):
             if np.isfinite(vector).all():

@@ -20,7 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import ImageError, UserError
+from utils.formatted import from_ids, to_metadata
+from utils.progress import bar
 from utils.ray_actor import CALLS, Embedder, Plan, Row
+from utils.store import Store
+from utils.worklist import TODO, Worklist
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
@@ -57,6 +61,46 @@ def cluster(address: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int) -> None:
+    """Embed what `work` has still to do, and store it; `plan` lacks the GPUs, `n_actors` 0 is as many as fit.
+
+    Raises UserError.
+    """
+    n_todo = work.count(TODO)
+    n_actors, n_gpus = count_actors(n_actors, plan.n_cpus)
+    rows = (
+        Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
+        for index, item in work.todo()
+    )
+    with bar(n_todo, "embed on Ray", "image") as progress:
+
+        def run(some: Iterable[Row], n: int, n_actors: int) -> None:
+            settled = plan._replace(settled=store.model.get("precision", ""), n_gpus=n_gpus)
+            for facts, results in embed(some, n, settled, n_actors):
+                if facts and "dimension" not in store.model:
+                    store.remember_model({**identity, **facts})
+                _keep(results, work, store)
+                progress.update(len(results))
+
+        # First batches, on one actor, until one has shown which precision the model bears; then come all others.
+        while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
+            run(head, len(head), 1)
+        run(rows, work.count(TODO), n_actors)
+
+
+def _keep(results: list[Embedded], work: Worklist, store: Store) -> None:
+    good = [result for result in results if not result.error and work.outcome[result.row.key] == TODO]
+    indexes = [result.row.key for result in good]
+    if good:
+        metadata = [json.loads(result.row.metadata) for result in good]
+        store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
+    for index in indexes:
+        work.store(index)
+    for result in results:
+        if result.error:
+            work.fail(result.row.key, result.row.url, result.error)
 
 
 def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:

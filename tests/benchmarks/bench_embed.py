@@ -189,15 +189,16 @@ class Bench:
         return found
 
     def fidelity(self) -> Figures:
-        """Per model: what embed.py stored of varied photos against fp32 and full decoding."""
-        folder = self.folder / "photos" / "varied"
-        urls = self.urls("near", "varied", len(list(folder.iterdir())))
-        ids = [str(item_id({"url": url}, config.ID_FIELD)) for url in urls]
-        found = {}
+        """Per model and kind of photos: what embed.py stored against fp32 and full decoding."""
+        found: Figures = {}
         for name, model in (("ViT-B-32", self.vit), ("EfficientNet-Lite0", self.lite)):
-            self.embed(model, urls, keep=True)
-            store = self.folder / f"run{self.n_runs}" / config.CHROMADB_PATH
-            found[name] = part("fidelity", model=model, folder=str(folder), store=str(store), ids=ids)
+            for kind in (*SIZES, "varied"):
+                folder = self.folder / "photos" / kind
+                urls = self.urls("near", kind, len(list(folder.iterdir())))
+                ids = [str(item_id({"url": url}, config.ID_FIELD)) for url in urls]
+                self.embed(model, urls, keep=True)
+                store = self.folder / f"run{self.n_runs}" / config.CHROMADB_PATH
+                found[f"{name}, {kind}"] = part("fidelity", model=model, folder=str(folder), store=str(store), ids=ids)
         return found
 
 

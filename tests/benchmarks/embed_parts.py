@@ -192,7 +192,7 @@ def fidelity(model: tuple[str, str], folder: str, store: str, ids: list[str]) ->
         vectors.append(exact.encode(np.stack([images.to_pixels(image, exact.preprocess) for image in batch])))
     reference = np.concatenate(vectors)
     cosines = (reference * found).sum(axis=1) / np.linalg.norm(found, axis=1)
-    overlaps = [len(ours & theirs) / 20 for ours, theirs in zip(_nearest(found), _nearest(reference))]
+    overlaps = [len(ours & theirs) / len(ours) for ours, theirs in zip(_nearest(found), _nearest(reference))]
     return {
         "min_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
