@@ -24,7 +24,7 @@ from utils.outputs import replacing_all
 from utils.splits import check_shares, split_items
 
 N = 60
-N_VIEWS = 240
+N_VIEWS = 180
 OUT = Path("data/export")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 IDS = [id_of(str(i)) for i in range(12)]

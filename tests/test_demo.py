@@ -1,64 +1,72 @@
-"""The demo as a newcomer runs it, with four photos instead of all."""
+"""The demo as a newcomer runs it, with three photos instead of all."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests import demo
 from tests.conftest import ROOT
-from tests.demo import FILES, MARKER
+
+FOLDER = Path("data/demo")
+
+
+def run_demo(cwd, *args):
+    command = [sys.executable, str(ROOT / "tests" / "demo.py"), "--photos", "3", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """demo(*args): a run in one and the same folder."""
-    folder = tmp_path_factory.mktemp("demo")
-
-    def run(*args):
-        command = [sys.executable, str(ROOT / "tests" / "demo.py"), "--photos", "4", *args]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-        return result, folder / "data" / "demo"
-
-    return run
+def done(tmp_path_factory):
+    """A run, and the folder where it was run."""
+    cwd = tmp_path_factory.mktemp("demo")
+    return run_demo(cwd), cwd
 
 
-def test_runs_through_and_annotates_what_the_reviewer_decided(demo):
-    result, folder = demo()
+@pytest.fixture
+def again(done, tmp_path, monkeypatch):
+    """What that run left, to be changed."""
+    shutil.copytree(done[1], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_runs_through_and_annotates_what_the_reviewer_decided(done):
+    result, cwd = done
     assert result.returncode == 0, result.stdout + result.stderr
-    annotated = json.loads((folder / FILES["--annotated-data-path"]).read_text())
+    annotated = json.loads((cwd / FOLDER / "annotated.json").read_text())
     assert annotated
     for record in annotated:
         assert list(record) == ["pos", "neg"]
         assert record["pos"] and record["neg"]  # more neighbors than a photo has variations
     assert "precision@5" in result.stdout
-    assert (folder / "export" / "triplets.train.csv").read_text().startswith("anchor,positive,negative\n")
-    assert (folder / "report" / "report.html").exists()
+    assert (cwd / FOLDER / "export" / "triplets.train.csv").read_text().startswith("anchor,positive,negative\n")
+    assert (cwd / FOLDER / "report" / "report.html").exists()
     assert "embed.py --clip-model-name local-dir:data/demo/model" in result.stdout.replace("\\", "/")
 
 
-def test_second_run_starts_afresh_and_the_reviewer_may_be_a_person(demo):
-    _, folder = demo("--help")
-    own = folder / "notes.txt"
-    own.write_text("mine")
-    result, _ = demo("--review")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert not (folder / FILES["--annotated-data-path"]).exists()
-    assert own.read_text() == "mine"
-
-    directory = sorted((folder / FILES["--ann-dirrify-dir-path"]).glob("0_*"))[0]
-    [deleted] = directory.glob("3_*")
-    deleted.unlink()
-    printed = result.stdout.splitlines()[-1]
-    subprocess.run(printed, shell=True, cwd=folder.parent.parent, check=True, capture_output=True)
-    annotated = json.loads((folder / FILES["--annotated-data-path"]).read_text())
-    assert annotated[0]["neg"] == [deleted.stem.partition("_")[2]]
+def test_the_reviewer_may_be_a_person(again, capsys):
+    (FOLDER / "annotated.json").unlink()
+    [kept, *_] = sorted(sorted((FOLDER / "dirrify").glob("0_*"))[0].glob("[1-9]_*"))
+    kept.unlink()
+    assert demo.say_how_to_review(FOLDER) == 0
+    subprocess.run(capsys.readouterr().out.splitlines()[-1], shell=True, check=True, capture_output=True)
+    annotated = json.loads((FOLDER / "annotated.json").read_text())
+    assert kept.stem.partition("_")[2] in annotated[0]["neg"]
 
 
-def test_touches_no_folder_of_others(demo, tmp_path):
+def test_it_starts_afresh_and_leaves_what_is_not_its_own(again):
+    (FOLDER / "notes.txt").write_text("mine")
+    demo.start_afresh(FOLDER)
+    names = {path.name for path in FOLDER.iterdir() if not path.name.startswith(".")}  # but for locks
+    assert names == {"notes.txt", demo.MARKER, demo.MODEL}
+
+
+def test_touches_no_folder_of_others(tmp_path):
     (tmp_path / "formatted.json").write_text("[]")
-    result, _ = demo(str(tmp_path))
+    result = run_demo(tmp_path, str(tmp_path))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["formatted.json"]
-    assert not (tmp_path / MARKER).exists()

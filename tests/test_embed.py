@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, RunScript
+from tests.faults.embed_kills import LIGHT, MAIN
 from tests.faults.fault_server import FAULTS, STORED, FaultServer
 from tests.servers import PhotoServer, closed_port
 from utils import collection as collections
@@ -145,10 +146,16 @@ def test_a_run_that_is_stopped_keeps_what_it_has(
     with Stalling({photo.name: photo.data for photo in photos}) as server:
         names = [photo.name for photo in photos][:8]
         write_list(tmp_path, [{"url": f"{server.url}/{name}"} for name in [*names, *[f"stall{i}" for i in range(4)]]])
-        command = [sys.executable, str(ROOT / "embed.py"), "--download-allow-local", "--batch-size", "1"]
+        command = [sys.executable, "-c", LIGHT + MAIN, "--download-allow-local", "--batch-size", "1"]
         command += ["--clip-model-name", offline_model_name, "--download-workers", "1"]
         with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         ) as process:
             out, error = process.communicate(timeout=200)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], error

@@ -10,6 +10,22 @@ from tests.offline_model import WEIGHTS_NAME
 from tests.servers import closed_port
 from utils.collection import open_collection, read_ids, read_vectors
 
+# What comes before torch is loaded, without it.
+FETCH = f"weights._fetch('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ['{WEIGHTS_NAME}'])"
+LOCATE = "weights.locate('hf-hub:ORG/NAME', '')"
+
+
+def in_process_of_its_own(call, environment):
+    code = f"from utils import cli, weights; cli.run(lambda: {call} and 0)"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
 
 def write_list(folder, urls):
     """data/formatted.json in `folder`, as a user puts it there."""
@@ -31,7 +47,7 @@ def test_embeds_with_the_constants_as_shipped(run_script, photo_server, photos, 
     write_list(tmp_path, [f"{photo_server.url}/{photo.name}" for photo in photos[:3]])
     hub = fake_hub(seeded_vit, "cut")
     environment = hub.environment(tmp_path / "hf")
-    assert_one_line(run_script("embed.py", "--download-allow-local", env=environment))
+    assert_one_line(in_process_of_its_own(FETCH, environment))
 
     hub.mode = "normal"
     first = run_script("embed.py", "--download-allow-local", env=environment)
@@ -47,12 +63,8 @@ def test_embeds_with_the_constants_as_shipped(run_script, photo_server, photos, 
     assert not hub.requests
 
     hub.mode = "refuse"  # the weights are in the hub's cache by now
-    fetch = f"from utils import hub; hub.fetch('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ['{WEIGHTS_NAME}'])"
-    subprocess.run([sys.executable, "-c", fetch], cwd=ROOT, env={**os.environ, **environment}, check=True)
+    assert in_process_of_its_own(FETCH, environment).returncode == 0
     assert not hub.requests
-
-
-LOCATE = "from utils import cli, weights; cli.run(lambda: weights.locate('hf-hub:ORG/NAME', ''))"
 
 
 def test_hub_out_of_reach_is_one_line_within_reasonable_time(fake_hub, tmp_path):
@@ -67,12 +79,4 @@ def test_hub_out_of_reach_is_one_line_within_reasonable_time(fake_hub, tmp_path)
         {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
     ]
     for trouble in troubles:
-        result = subprocess.run(
-            [sys.executable, "-c", LOCATE],
-            cwd=ROOT,
-            env={**os.environ, **trouble},
-            timeout=30,
-            capture_output=True,
-            text=True,
-        )
-        assert "weights of ORG/NAME cannot be fetched" in assert_one_line(result)
+        assert "weights of ORG/NAME cannot be fetched" in assert_one_line(in_process_of_its_own(LOCATE, trouble))

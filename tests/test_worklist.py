@@ -108,7 +108,7 @@ def test_another_id_field_keeps_the_id_when_the_url_changes(open_list: Callable[
 
 def test_a_long_list_costs_little_memory(tmp_path: Path):
     """All stored or failed before; the long form of this is a million."""
-    n = 20_000
+    n = 10_000
     with (tmp_path / "list.jsonl").open("w") as file:
         file.writelines(f'{{"url": "http://host{i % 100}.example/{i}", "n": {i}}}\n' for i in range(n))
     failed = [

@@ -48,6 +48,7 @@ class Fetcher:
 
     Bounded: a thread downloads one body (up to 1 MB of it in memory), and no job is begun while `n_ready` results wait
     to be taken. Use it as a context: leaving it ends the workers. `load` is what a worker does with a job, pickled.
+    With `stays_open` its results never end, and add() brings more jobs.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Fetcher:
         n_ready: int,
         load: Load = load_pixels,
         n_cpus: int = 0,
+        stays_open: bool = False,
     ) -> None:
         self._load, self._cache_full = load, ""
         self._n_stillborn = 0  # workers in a row that died before they had done a thing
-        self._jobs, self._settings = iter(jobs), settings
+        self._jobs, self._settings, self._stays_open = iter(jobs), settings, stays_open
+        self._added: queue.SimpleQueue[Job] = queue.SimpleQueue()
         n_workers = max(1, min(n_threads, (n_cpus or os.cpu_count() or 1) - 1))
         self._n_threads, self._n_ready = -(-n_threads // n_workers), n_ready
         self._window = WINDOW * self._n_threads * n_workers
@@ -72,7 +75,8 @@ class Fetcher:
         self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, when seen)
         self._hung: set[int] = set()  # keys of images
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
-        self._stop, self._wake = children.CONTEXT.Pipe(duplex=False)
+        self._woken, self._wake = children.CONTEXT.Pipe(duplex=False)  # True: there are more jobs; False: stop
+        self._waking = threading.Lock()
         self._workers = [self._start() for _ in range(n_workers)]
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
 
@@ -80,8 +84,16 @@ class Fetcher:
         self._thread.start()
         return self
 
+    def add(self, jobs: Iterable[Job]) -> None:
+        """More jobs, from any thread."""
+        for job in jobs:
+            self._added.put(job)
+        with self._waking:
+            self._wake.send(True)
+
     def __exit__(self, *_error: object) -> None:
-        self._wake.send(None)
+        with self._waking:
+            self._wake.send(False)
         self._thread.join()
         for worker in self._workers:
             worker.process.kill()  # it holds nothing that a kill could harm: the cache is written by renames
@@ -115,10 +127,11 @@ class Fetcher:
             while self._feed():
                 by_pipe = {worker.pipe: worker for worker in self._workers}
                 # a worker that died leaves an end of file; woken now and then to see whether results were taken
-                for ready in wait([*by_pipe, self._stop], timeout=0.05 if self._results.qsize() else 1):
-                    if ready is self._stop:
+                for ready in wait([*by_pipe, self._woken], timeout=0.05 if self._results.qsize() else 1):
+                    if ready in by_pipe:
+                        self._collect(by_pipe[ready])
+                    elif not self._woken.recv():
                         return
-                    self._collect(by_pipe[ready])  # type: ignore[index]
                 self._end_hung()
             self._results.put(None)
         except BaseException as error:  # to be raised where the results are read
@@ -127,6 +140,9 @@ class Fetcher:
     def _feed(self) -> bool:
         """Give jobs to workers with a free thread. False if nothing is left to do."""
         n_busy = sum(len(worker.jobs) for worker in self._workers)
+        while not self._added.empty():
+            job = self._added.get()
+            self._waiting.put(_host(job), job)
         while True:
             for job in itertools.islice(self._jobs, max(0, self._window - len(self._waiting))):
                 self._waiting.put(_host(job), job)
@@ -134,7 +150,7 @@ class Fetcher:
             has_room = len(worker.jobs) < self._n_threads and self._results.qsize() < self._n_ready
             job_or_none = self._waiting.take() if has_room else None
             if job_or_none is None:
-                return bool(n_busy or len(self._waiting))
+                return bool(n_busy or len(self._waiting)) or self._stays_open
             worker.jobs[job_or_none.key] = job_or_none
             n_busy += 1
             with contextlib.suppress(OSError):  # it died: its end of file is on the way

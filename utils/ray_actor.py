@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import queue
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from utils.fetch_worker import FetchSettings, Job
 from utils.fetcher import Fetcher, Result
 
 CALLS = 2  # blocks in an actor's hands: while one waits for its slowest download, the other keeps the model busy
-READY_BATCHES = 4
+MAX_ROWS = 1 << 32  # of a block
 
 
 class Row(NamedTuple):
@@ -58,6 +60,8 @@ class Embedder:
         name, pretrained, device, self._precision = plan.model
         self._encoder = encoder.load(name, pretrained, device, self._precision, plan.settled)
         self._plan, self._settling = plan, threading.Lock()
+        self._fetcher: Fetcher | None = None
+        self._calls, self._inboxes = itertools.count(), dict[int, Any]()
         self._turns = threading.BoundedSemaphore(self._encoder.streams)
         self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
 
@@ -82,13 +86,42 @@ class Embedder:
         return pyarrow.table(columns)
 
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:
-        jobs = (Job(i, id_, url) for i, (id_, url) in enumerate(zip(columns["id"], columns["url"])))
+        """The rows of one block, through the one fetcher: its processes take a second to start."""
+        n, mine = len(columns["id"]), queue.SimpleQueue[Result | BaseException]()
+        with self._settling:
+            call = next(self._calls)
+            self._inboxes[call] = mine
+            if self._fetcher is None:
+                self._fetcher = self._open_fetcher()
+                threading.Thread(target=self._sort, args=(self._fetcher,), daemon=True).start()
+        jobs = zip(itertools.count(call * MAX_ROWS), columns["id"], columns["url"])
+        self._fetcher.add(itertools.starmap(Job, jobs))
+        try:
+            for _ in range(n):
+                result = mine.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result._replace(job=result.job._replace(key=result.job.key % MAX_ROWS))
+        finally:
+            del self._inboxes[call]
+
+    def _open_fetcher(self) -> Fetcher:
+        """Its results are taken at once, and are as many as the rows of CALLS blocks at most."""
         plan = self._plan
-        n_threads = max(1, plan.n_threads // CALLS)
-        with Fetcher(
-            jobs, self._settings, n_threads, plan.per_host, READY_BATCHES * plan.batch_size, n_cpus=plan.n_cpus
-        ) as fetcher:
-            yield from fetcher
+        fetcher = Fetcher(
+            (), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=plan.n_cpus, stays_open=True
+        )
+        return fetcher.__enter__()  # until this process ends
+
+    def _sort(self, fetcher: Fetcher) -> None:
+        """Hand each result to the call that waits for it."""
+        try:
+            for result in fetcher:
+                if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
+                    inbox.put(result)
+        except BaseException as error:  # for all who wait
+            for inbox in list(self._inboxes.values()):
+                inbox.put(error)
 
     def _encode(self, batch: list[Result], columns: dict[str, list[Any]]) -> None:
         pixels = np.stack([result.pixels for result in batch])

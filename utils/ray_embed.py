@@ -29,7 +29,7 @@ from utils.worklist import TODO, Worklist
 ROOT = Path(__file__).resolve().parents[1]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
 BLOCKS_PER_ACTOR = 4  # at least, so that all end at about the same time
-MAX_BLOCK = 32  # batches: a block is the unit that a dead actor costs
+MAX_BLOCK = 8  # batches: a dead actor costs its blocks, and all their pixels may wait in memory
 
 
 class Embedded(NamedTuple):

@@ -39,6 +39,7 @@ from utils.formatted import item_id
 
 PARTS, SERVER = (Path(__file__).with_name(name) for name in ("embed_parts.py", "image_server.py"))
 SIDE, BATCH = 224, 32
+FEW = 2 * BATCH
 SIZES = {"640x480": (640, 480), "12MP": (4000, 3000)}
 N_PHOTOS = {"640x480": 38, "12MP": 10}  # distinct ones, served again and again
 SMALL = (320, 240)  # for the runs that measure memory: what counts there is how many
@@ -158,8 +159,9 @@ class Bench:
             "fetch", urls=self.urls("near", size, n_fetched), side=SIDE, n_threads=config.DOWNLOAD_WORKERS
         )["rate"]
         n = self.n_images(min(ahead["rate"], found["fetch"]))
-        alone = self.embed(self.vit, self.urls("near", size, BATCH))  # what no number of images adds to
-        run = self.embed(self.vit, self.urls("near", size, n + BATCH))
+        # What no number of images adds to: a run of so few that each of the model's streams has one batch.
+        alone = self.embed(self.vit, self.urls("near", size, FEW))
+        run = self.embed(self.vit, self.urls("near", size, n + FEW))
         found["embed"] = n / (run.tail_s - alone.tail_s)
         found["embed_cpu_s"] = (run.cpu_s - alone.cpu_s) / n
         found["loop"] = part("loop", model=self.vit, urls=self.urls("near", size, n // 3 + 4))["rate"]

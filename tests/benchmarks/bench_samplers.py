@@ -31,6 +31,7 @@ import samplers
 from tests.benchmarks import labeled_sets, metric_learning
 from tests.benchmarks.chart import draw_lines
 from tests.benchmarks.metric_learning import Group
+from utils import neighbors
 
 SETS = ("digits", "photos")
 COMPARED = ("random", "cluster", "k_center", "typical", "herding", "ambiguous")
@@ -115,16 +116,15 @@ def run_seed(name: str, names: list[str], budgets: list[int], seed: int) -> dict
 
 def replay(sampler: str, vectors: np.ndarray, labels: np.ndarray, budget: int, seed: int) -> list[Group]:
     """The groups that a reviewer records of `budget` folders, in rounds of an ann_dirrify and an ann_dirload each."""
-    similarity = vectors @ vectors.T
-    judged = np.eye(len(labels), dtype=bool)  # pairs that are not shown again
+    judged: list[set[int]] = [set() for _ in labels]  # what is not shown again beside each
     annotated = np.zeros(len(labels), bool)
     groups: list[Group] = []
     while len(groups) < budget:
         pool = as_pool(vectors, ~annotated, groups)
         folders: list[list[int]] = []
         for row in samplers.draw(sampler, {}, pool, seed * 1_000 + len(groups), N_NEAREST):
-            nearest = np.argsort(-np.where(judged[row], -np.inf, similarity[row]), kind="stable")[:N_NEAREST]
-            folders.append([row, *nearest.tolist()])
+            (found,) = neighbors.nearest(vectors, [row], N_NEAREST, judged=[sorted(judged[row])])
+            folders.append([row, *found.rows])
             pool.allowed[folders[-1]] = False
             if len(folders) == ROUND:
                 break
@@ -134,7 +134,9 @@ def replay(sampler: str, vectors: np.ndarray, labels: np.ndarray, budget: int, s
             is_kept = labels[shown] == labels[shown[0]]
             groups.append((np.array(shown)[is_kept].tolist(), np.array(shown)[~is_kept].tolist()))
             annotated[groups[-1][0]] = True
-            judged[shown[0], shown] = judged[shown, shown[0]] = True
+            for other in shown[1:]:
+                judged[shown[0]].add(other)
+                judged[other].add(shown[0])
     return groups[:budget]
 
 
