@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import shutil
 import threading
@@ -18,7 +17,7 @@ from utils.download import DownloadLimits, fetch
 from utils.errors import ImageError
 from utils.host_pool import HostPool
 from utils.neighbor_dirs import image_name
-from utils.urls import host_of
+from utils.urls import turn_of
 
 COPIERS = 2  # small files are a matter of the GIL and the file system, not of waiting
 MIN_SIDE = 64  # pixels; a download is decoded to see that it is a whole image, not to be looked at
@@ -70,7 +69,7 @@ class Originals:
         downloads: dict[str, Future[str]] = {}
         for (rank, id_), url in zip(missing, urls):
             work = functools.partial(self._download, rank, id_, url, folder, downloads.get(ids[0]))
-            downloads[id_] = self._downloaders.submit(_host(url), work)
+            downloads[id_] = self._downloaders.submit(turn_of(url), work)
         return downloads
 
     def _copy_one(self, rank: int, id_: str, folder: Path) -> bool:
@@ -112,12 +111,6 @@ class Originals:
         self.n_downloaded += sum(not reason for reason in reasons.values())
         self.failures.update(filter(None, reasons.values()))
         return [id_ for id_ in ids if not reasons.get(id_)]
-
-
-def _host(url: str) -> str:
-    with contextlib.suppress(ValueError):
-        return host_of(url)
-    return ""  # no request is made
 
 
 def _place(file: BinaryIO, folder: Path, rank: int, id_: str) -> None:

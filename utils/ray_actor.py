@@ -59,7 +59,7 @@ class Embedder:
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
         name, pretrained, device, self._precision = plan.model
         self._encoder = encoder.load(name, pretrained, device, self._precision, plan.settled)
-        self._plan, self._settling = plan, threading.Lock()
+        self._plan, self._lock = plan, threading.Lock()
         self._fetcher: Fetcher | None = None
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
         self._turns = threading.BoundedSemaphore(self._encoder.streams)
@@ -88,14 +88,14 @@ class Embedder:
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:
         """The rows of one block, through the one fetcher: its processes take a second to start."""
         n, mine = len(columns["id"]), queue.SimpleQueue[Result | BaseException]()
-        with self._settling:
+        with self._lock:
             call = next(self._calls)
             self._inboxes[call] = mine
             if self._fetcher is None:
                 self._fetcher = self._open_fetcher()
                 threading.Thread(target=self._sort, args=(self._fetcher,), daemon=True).start()
-        jobs = zip(itertools.count(call * MAX_ROWS), columns["id"], columns["url"])
-        self._fetcher.add(itertools.starmap(Job, jobs))
+            jobs = zip(itertools.count(call * MAX_ROWS), columns["id"], columns["url"])
+            self._fetcher.add(itertools.starmap(Job, jobs))
         try:
             for _ in range(n):
                 result = mine.get()
@@ -119,13 +119,15 @@ class Embedder:
             for result in fetcher:
                 if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
                     inbox.put(result)
-        except BaseException as error:  # for all who wait
-            for inbox in list(self._inboxes.values()):
-                inbox.put(error)
+        except BaseException as error:  # for all who wait; who comes next gets another fetcher
+            with self._lock:
+                self._fetcher = None
+                for inbox in list(self._inboxes.values()):
+                    inbox.put(error)
 
     def _encode(self, batch: list[Result], columns: dict[str, list[Any]]) -> None:
         pixels = np.stack([result.pixels for result in batch])
-        with self._settling:
+        with self._lock:
             self._encoder.settle_precision(pixels, may_fall_back=self._precision == "auto")
         with self._turns:
             self._encoder.take_share()

@@ -64,6 +64,14 @@ def host_of(url: str) -> str:
     return urllib.parse.urlsplit(url).hostname or ""
 
 
+def turn_of(url: str) -> str:
+    """Whose turn a URL of a list, whatever it is, takes among hosts: its host's, or "" where none would be asked."""
+    try:
+        return host_of(url)
+    except ValueError:
+        return ""
+
+
 def local_path(url: str) -> Path:
     """The file that a file: URL or a plain path names. Raises ImageError("bad_url")."""
     if scheme_of(url) != "file":
