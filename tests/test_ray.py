@@ -12,7 +12,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.servers import PhotoServer
-from utils import collection
+from utils import collection, ray_actor
+from utils.download import DownloadLimits
+from utils.errors import UserError
+from utils.fetcher import Fetcher
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[data]"')
 LIMIT_S = 300
@@ -84,3 +87,31 @@ def test_two_actors_make_what_one_process_makes_though_one_is_killed(photos, tmp
     for id_, (vector, metadata) in expected.items():
         assert found[id_][1] == metadata
         assert found[id_][0] @ vector >= 0.9999
+
+
+class Broken(Fetcher):
+    """Fails before its first result."""
+
+    def _dispatch(self) -> None:
+        self._results.put(UserError("planted"))
+
+
+def test_an_actor_whose_fetcher_failed_opens_another(photo_server, tmp_path, offline_model_name, monkeypatch):
+    import pyarrow
+
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", "planted", raising=False
+    )  # it is taken away, and comes back
+    monkeypatch.chdir(tmp_path)
+    limits = DownloadLimits(5, 1, 10**7, allow_local=True, respect_noai=True)
+    model = (offline_model_name, "", "cpu", "fp32")
+    embedder = ray_actor.Embedder(ray_actor.Plan(model, "fp32", limits, 10**8, ("", 0), 4, 0, 8, 2, 0, str(tmp_path)))
+    rows = [ray_actor.Row(i, str(i), f"{photo_server.url}/{name}", "{}") for i, name in enumerate(photo_server.files)][
+        :5
+    ]
+    block = pyarrow.table(dict(zip(ray_actor.Row._fields, map(list, zip(*rows)))))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="planted"):
+        patch.setattr(ray_actor, "Fetcher", Broken)
+        embedder(block)
+    done = embedder(block).to_pydict()
+    assert done["key"] == [0, 1, 2, 3, 4] and all(done["vector"]) and not any(done["reason"])

@@ -92,7 +92,7 @@ class Embedder:
             call = next(self._calls)
             self._inboxes[call] = mine
             if self._fetcher is None:
-                self._fetcher = self._open_fetcher()
+                self._fetcher = self._make_fetcher()
                 threading.Thread(target=self._sort, args=(self._fetcher,), daemon=True).start()
             jobs = zip(itertools.count(call * MAX_ROWS), columns["id"], columns["url"])
             self._fetcher.add(itertools.starmap(Job, jobs))
@@ -105,20 +105,18 @@ class Embedder:
         finally:
             del self._inboxes[call]
 
-    def _open_fetcher(self) -> Fetcher:
+    def _make_fetcher(self) -> Fetcher:
         """Its results are taken at once, and are as many as the rows of CALLS blocks at most."""
         plan = self._plan
-        fetcher = Fetcher(
-            (), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=plan.n_cpus, stays_open=True
-        )
-        return fetcher.__enter__()  # until this process ends
+        return Fetcher((), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=plan.n_cpus, stays_open=True)
 
     def _sort(self, fetcher: Fetcher) -> None:
-        """Hand each result to the call that waits for it."""
+        """Hand each result to the call that waits for it, until this process ends."""
         try:
-            for result in fetcher:
-                if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
-                    inbox.put(result)
+            with fetcher:
+                for result in fetcher:
+                    if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
+                        inbox.put(result)
         except BaseException as error:  # for all who wait; who comes next gets another fetcher
             with self._lock:
                 self._fetcher = None
