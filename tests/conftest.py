@@ -28,6 +28,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 
+# Started in the background, a shell may have had SIGINT ignored, which scripts started by tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
