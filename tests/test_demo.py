@@ -20,9 +20,11 @@ def run_demo(cwd, *args):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A run, and the folder where it was run."""
+def done(tmp_path_factory, offline_model_path):
+    """A run, and the folder where it was run: one in which an earlier run has made the model."""
     cwd = tmp_path_factory.mktemp("demo")
+    shutil.copytree(offline_model_path, cwd / FOLDER / demo.MODEL)
+    (cwd / FOLDER / demo.MARKER).touch()
     return run_demo(cwd), cwd
 
 
