@@ -9,40 +9,33 @@ Run it again to go on where it stopped, or to add what is new in the list.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import config
-from utils import cli, ray_actor, ray_embed, weights
+from utils import cli, local_embed, ray_embed, weights
 from utils.cache import ImageCache
 from utils.collection import lock_path
 from utils.download import DownloadLimits, behind_proxy, is_local
-from utils.errors import ImageError, UserError
-from utils.fetch_worker import FetchSettings, Job
-from utils.fetcher import Fetcher, Result
-from utils.formatted import from_ids, to_metadata
+from utils.embed_plan import Plan
+from utils.errors import UserError
+from utils.formatted import to_metadata
 from utils.lock import hold
-from utils.progress import LOG, bar, start_log
+from utils.progress import LOG, start_log
 from utils.server import Server, choose
 from utils.store import Store
 from utils.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
-
-if TYPE_CHECKING:
-    from utils.encoder import Encoder
 
 CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
     FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME CLIP_PRETRAINED DEVICE
     PRECISION BATCH_SIZE DOWNLOAD_WORKERS DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS
     DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS EMBED_RAY_ADDRESS
     EMBED_RAY_ACTORS EMBED_RAY_CPUS_PER_ACTOR"""
-READY_BATCHES = 4  # fetched before the model has taken them: enough to never wait, 5 MB each at 224 pixels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         refresh_metadata(work, store, args.refresh_metadata)
         n_extra = prune(work, store, args.prune)
         with cli.stoppable() as stop, saving(work, store):
-            embed = embed_on_ray if args.embed_ray_address else embed_missing
-            embed(work, store, identity, args)
+            embed_missing(work, store, identity, args)
     print_summary(work, n_extra, args)
     return stop.code or (0 if work.count(STORED, KNOWN) or not len(work) else 1)
 
@@ -164,149 +156,31 @@ def saving(work: Worklist, store: Store) -> Iterator[None]:
 
 
 def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
-    """Download, decode, encode and store what is still to be done: each of the four goes on while the others do."""
-    n_todo = work.count(TODO)
-    if not n_todo:
+    """Embed and store what is still to be done, in this process or on Ray."""
+    if not work.count(TODO):
         return
-    encoder = load_encoder(store, args)
-    metadata: dict[int, dict[str, Any]] = {}  # of what is in flight
-
-    def jobs() -> Iterator[Job]:
-        for index, item in work.todo():
-            metadata[index] = to_metadata(item)
-            yield Job(index, from_ids(work.ids[index : index + 1])[0], item["url"])
-
-    def keep(results: list[Result], vectors: np.ndarray) -> None:
-        indexes = [result.job.key for result in results]
-        store.append(work.ids[indexes], [metadata.pop(index) for index in indexes], vectors)
-        for index in indexes:
-            work.store(index)
-
-    with (
-        open_fetcher(jobs(), encoder, args) as fetcher,
-        bar(n_todo, f"embed on {encoder.device}", "image") as progress,
-        ThreadPoolExecutor(encoder.streams, initializer=encoder.take_share) as model,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
-        written: Future[None] | None = None
-
-        def finish_oldest() -> None:
-            nonlocal written
-            batch, vectors = take_good(*encoding.popleft(), work, metadata)
-            if written:
-                written.result()  # the batch before: at most one is on its way to the disk
-            written = writer.submit(keep, batch, vectors)
-            progress.set_postfix(stored=work.count(STORED) + len(batch), failed=work.count(FAILED), refresh=False)
-            progress.update(len(batch))
-
-        try:
-            for batch in batches(fetcher, args.batch_size, work, metadata, progress):
-                if "dimension" not in store.model:
-                    remember_model(store, encoder, identity, batch, args.precision)
-                encoding.append((batch, model.submit(encode, encoder, batch)))
-                if len(encoding) > encoder.streams:
-                    finish_oldest()
-        finally:  # what is in the model is kept, also when the run is stopped
-            while encoding:
-                finish_oldest()
-            if written:
-                written.result()
-
-
-def load_encoder(store: Store, args: argparse.Namespace) -> Encoder:
-    from utils import encoder
-
-    settled = store.model.get("precision", "")
-    return encoder.load(args.clip_model_name, args.clip_pretrained, args.device, args.precision, settled)
-
-
-def read_limits(args: argparse.Namespace) -> DownloadLimits:
-    return DownloadLimits(
+    limits = DownloadLimits(
         args.download_timeout_s,
         args.download_attempts,
         args.download_max_bytes,
         args.download_allow_local,
         args.download_respect_noai,
     )
-
-
-def open_fetcher(jobs: Iterable[Job], encoder: Encoder, args: argparse.Namespace) -> Fetcher:
-    limits = read_limits(args)
-    settings = FetchSettings(
-        limits, args.max_image_pixels, encoder.preprocess, args.image_cache_dir_path, args.image_cache_max_bytes
-    )
-    n_ready = READY_BATCHES * args.batch_size
-    return Fetcher(jobs, settings, args.download_workers, args.download_workers_per_host, n_ready)
-
-
-def batches(
-    fetcher: Fetcher, size: int, work: Worklist, metadata: dict[int, Any], progress: Any
-) -> Iterator[list[Result]]:
-    """What was fetched, `size` images at a time; failures get their outcome on the way."""
-    batch = []
-    for result in fetcher:
-        if result.error is None:
-            batch.append(result)
-        else:
-            fail(work, metadata, result.job, result.error)
-            progress.update()
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def fail(work: Worklist, metadata: dict[int, Any], job: Job, error: ImageError) -> None:
-    metadata.pop(job.key, None)
-    work.fail(job.key, job.url, error)
-
-
-def encode(encoder: Encoder, batch: list[Result]) -> np.ndarray:
-    """(B, D) float32 vectors of a batch."""
-    return encoder.encode_each(np.stack([result.pixels for result in batch]))
-
-
-def take_good(
-    batch: list[Result], encoded: Future[np.ndarray], work: Worklist, metadata: dict[int, Any]
-) -> tuple[list[Result], np.ndarray]:
-    """A batch and its vectors without the images that the model fails on, which get their outcome."""
-    vectors = encoded.result()
-    is_good = np.isfinite(vectors).all(axis=1)
-    for result, good in zip(batch, is_good):
-        if not good:
-            fail(work, metadata, result.job, ImageError("model", "the forward pass gives no numbers"))
-    return [result for result, good in zip(batch, is_good) if good], vectors[is_good]
-
-
-def remember_model(
-    store: Store, encoder: Encoder, identity: dict[str, str], batch: list[Result], precision: str
-) -> None:
-    """Once per collection: find out which precision its model bears, and note what makes its vectors."""
-    pixels = np.stack([result.pixels for result in batch])
-    encoder.settle_precision(pixels, may_fall_back=precision == "auto")
-    store.remember_model({**identity, **ray_actor.facts(encoder)})
-
-
-def embed_on_ray(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
-    """What embed_missing does, with actors on a Ray cluster in place of this process's fetcher and encoder."""
-    plan = ray_actor.Plan(
+    plan = Plan(
         (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
         store.model.get("precision", ""),
-        read_limits(args),
+        limits,
         args.max_image_pixels,
         (args.image_cache_dir_path, args.image_cache_max_bytes),
         args.download_workers,
         args.download_workers_per_host,
         args.batch_size,
-        args.embed_ray_cpus_per_actor,
-        n_gpus=0,
-        folder=str(Path.cwd()),
     )
-    if work.count(TODO):
-        with ray_embed.cluster(args.embed_ray_address):
-            ray_embed.embed_todo(work, store, identity, plan, args.embed_ray_actors)
+    if not args.embed_ray_address:
+        local_embed.embed_todo(work, store, identity, plan)
+        return
+    with ray_embed.cluster(args.embed_ray_address):
+        ray_embed.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
 
 
 def print_verification(work: Worklist, store: Store) -> int:

@@ -10,12 +10,11 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.download import DownloadLimits
+from utils.embed_plan import Plan, facts
 from utils.fetch_worker import FetchSettings, Job
 from utils.fetcher import Fetcher, Result
 
@@ -32,34 +31,20 @@ class Row(NamedTuple):
     metadata: str
 
 
-class Plan(NamedTuple):
-    """What an actor needs; `settled` is the precision that the collection is known to bear, "" if none is yet."""
-
-    model: tuple[str, str, str, str]  # name, pretrained, device, precision
-    settled: str
-    limits: DownloadLimits
-    max_pixels: int
-    cache: tuple[str, int]
-    n_threads: int
-    per_host: int
-    batch_size: int
-    n_cpus: int
-    n_gpus: int
-    folder: str  # relative paths are relative to it
-
-
 class Embedder:
-    """The single process's fetcher and encoder, for a block at a time; several threads may call it."""
+    """The single process's fetcher and encoder, for a block at a time; several threads may call it.
 
-    def __init__(self, plan: Plan) -> None:
+    It has `n_cpus` cores, and relative paths are relative to `folder`.
+    """
+
+    def __init__(self, plan: Plan, n_cpus: int, folder: str) -> None:
         from utils import encoder
 
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
-            os.chdir(plan.folder)
+            os.chdir(folder)
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
-        name, pretrained, device, self._precision = plan.model
-        self._encoder = encoder.load(name, pretrained, device, self._precision, plan.settled)
-        self._plan, self._lock = plan, threading.Lock()
+        self._encoder = encoder.load(*plan.model, plan.settled)
+        self._plan, self._n_cpus, self._lock = plan, n_cpus, threading.Lock()
         self._fetcher: Fetcher | None = None
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
         self._turns = threading.BoundedSemaphore(self._encoder.streams)
@@ -108,7 +93,9 @@ class Embedder:
     def _make_fetcher(self) -> Fetcher:
         """Its results are taken at once, and are as many as the rows of CALLS blocks at most."""
         plan = self._plan
-        return Fetcher((), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=plan.n_cpus, stays_open=True)
+        return Fetcher(
+            (), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=self._n_cpus, stays_open=True
+        )
 
     def _sort(self, fetcher: Fetcher) -> None:
         """Hand each result to the call that waits for it, until this process ends."""
@@ -126,7 +113,7 @@ class Embedder:
     def _encode(self, batch: list[Result], columns: dict[str, list[Any]]) -> None:
         pixels = np.stack([result.pixels for result in batch])
         with self._lock:
-            self._encoder.settle_precision(pixels, may_fall_back=self._precision == "auto")
+            self._encoder.settle_precision(pixels, may_fall_back=self._plan.model[-1] == "auto")
         with self._turns:
             self._encoder.take_share()
             vectors = self._encoder.encode_each(pixels)
@@ -137,9 +124,3 @@ class Embedder:
                 columns["reason"][result.job.key] = "model"
                 columns["detail"][result.job.key] = "the forward pass gives no numbers"
         columns["facts"][0] = json.dumps(facts(self._encoder))
-
-
-def facts(encoder: Any) -> dict[str, Any]:
-    """What a collection remembers of the model besides its identity."""
-    preprocess = json.dumps(asdict(encoder.preprocess))
-    return {"dimension": encoder.dimension, "precision": encoder.precision, "preprocess": preprocess}

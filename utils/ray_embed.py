@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.embed_plan import Plan
 from utils.errors import ImageError, UserError
 from utils.formatted import from_ids, to_metadata
 from utils.progress import bar
-from utils.ray_actor import CALLS, Embedder, Plan, Row
+from utils.ray_actor import CALLS, Embedder, Row
 from utils.store import Store
 from utils.worklist import TODO, Worklist
 
@@ -63,22 +64,23 @@ def cluster(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int) -> None:
-    """Embed what `work` has still to do, and store it; `plan` lacks the GPUs, `n_actors` 0 is as many as fit.
+def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int, n_cpus: int) -> None:
+    """Embed what `work` has still to do, and store it. `n_actors` of `n_cpus` cores each: 0 is as many as fit.
 
     Raises UserError.
     """
-    n_todo = work.count(TODO)
-    n_actors, n_gpus = count_actors(n_actors, plan.n_cpus)
+    n_actors, n_gpus = count_actors(n_actors, n_cpus)
+    resources = {"num_gpus": n_gpus} if n_gpus else {"num_cpus": n_cpus}
     rows = (
         Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
         for index, item in work.todo()
     )
-    with bar(n_todo, "embed on Ray", "image") as progress:
+    with bar(work.count(TODO), "embed on Ray", "image") as progress:
 
         def run(some: Iterable[Row], n: int, n_actors: int) -> None:
-            settled = plan._replace(settled=store.model.get("precision", ""), n_gpus=n_gpus)
-            for facts, results in embed(some, n, settled, n_actors):
+            settled = plan._replace(settled=store.model.get("precision", ""))
+            actor = (settled, n_cpus, str(Path.cwd()))
+            for facts, results in embed(some, n, actor, n_actors, resources):
                 if facts and "dimension" not in store.model:
                     store.remember_model({**identity, **facts})
                 _keep(results, work, store)
@@ -114,9 +116,12 @@ def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
 
 
 def embed(
-    rows: Iterable[Row], n_rows: int, plan: Plan, n_actors: int
+    rows: Iterable[Row], n_rows: int, actor: tuple[Plan, int, str], n_actors: int, resources: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], list[Embedded]]]:
-    """Blocks of what became of the rows, with the facts about the model as it runs ({} if all images failed)."""
+    """Blocks of what became of the rows, with the facts about the model as it runs ({} if all images failed).
+
+    `actor` is what an Embedder is made with, `resources` what Ray holds for each.
+    """
     import pyarrow
     import ray
     import ray.data
@@ -124,7 +129,8 @@ def embed(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    n_block = min(MAX_BLOCK, max(1, n_rows // (plan.batch_size * n_actors * BLOCKS_PER_ACTOR))) * plan.batch_size
+    batch_size = actor[0].batch_size
+    n_block = min(MAX_BLOCK, max(1, n_rows // (batch_size * n_actors * BLOCKS_PER_ACTOR))) * batch_size
     blocks: Any = []
     rest = iter(rows)
     while block := list(itertools.islice(rest, n_block)):  # into Ray's store, which spills: no memory of ours
@@ -137,9 +143,8 @@ def embed(
         max_tasks_in_flight_per_actor=CALLS,
         enable_true_multi_threading=True,
     )
-    options: dict[str, Any] = {"num_gpus": plan.n_gpus} if plan.n_gpus else {"num_cpus": plan.n_cpus}
     done = ray.data.from_arrow_refs(blocks).map_batches(
-        Embedder, fn_constructor_args=(plan,), batch_size=None, batch_format="pyarrow", compute=compute, **options
+        Embedder, fn_constructor_args=actor, batch_size=None, batch_format="pyarrow", compute=compute, **resources
     )
     try:
         table: Any
