@@ -57,9 +57,12 @@ class SlowServer(PhotoServer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=CASES, choices=[*CASES, []])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {', '.join(CASES)}; default: all")
     parser.add_argument("--n", type=int, default=600, help="images a run")
     args = parser.parse_args()
+    args.cases = args.cases or CASES
+    if unknown := set(args.cases) - set(CASES):
+        parser.error(f"unknown: {', '.join(unknown)}")
     figures: dict[str, float | list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if "writer" in args.cases:
@@ -82,7 +85,7 @@ def measure_embedding(args: argparse.Namespace, folder: Path, model: str) -> dic
             figures["overhead"] = single / ray
         if "latency" in args.cases:
             web.latency_s = LATENCY_S
-            few = ("--download-workers", "4")
+            few = ("--download-workers", "2")
             one = rate(web, folder / "one", model, args.n, *on_ray(1), *few)
             two = rate(web, folder / "two", model, args.n, *on_ray(2), *few)
             print(f"{LATENCY_S} s latency: one actor {one:.1f} images/s, two {two:.1f}: {two / one:.2f} x as fast")
