@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,8 @@ class Embedder:
         self._plan, self._n_cpus, self._lock = plan, n_cpus, threading.Lock()
         self._fetcher: Fetcher | None = None
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
-        self._turns = threading.BoundedSemaphore(self._encoder.streams)
+        self._settling = threading.Lock()
+        self._streams = ThreadPoolExecutor(self._encoder.streams, initializer=self._encoder.take_share)
         self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
 
     def __call__(self, table: Any) -> Any:
@@ -56,7 +58,7 @@ class Embedder:
         columns = table.to_pydict()
         n = len(columns["key"])
         columns |= {"vector": [b""] * n, "reason": [""] * n, "detail": [""] * n, "facts": [""] * n}
-        batch: list[Result] = []
+        encoding, batch = [], list[Result]()
         for result in self._fetch(columns):
             if result.error:
                 columns["reason"][result.job.key] = result.error.reason
@@ -64,10 +66,19 @@ class Embedder:
             else:
                 batch.append(result)
             if len(batch) == self._plan.batch_size:
-                self._encode(batch, columns)
+                encoding.append(self._streams.submit(self._encode, batch))
                 batch = []
         if batch:
-            self._encode(batch, columns)
+            encoding.append(self._streams.submit(self._encode, batch))
+        for done in encoding:
+            for key, vector in done.result():
+                if np.isfinite(vector).all():
+                    columns["vector"][key] = vector.tobytes()
+                else:
+                    columns["reason"][key] = "model"
+                    columns["detail"][key] = "the forward pass gives no numbers"
+        if encoding:
+            columns["facts"][0] = json.dumps(facts(self._encoder))
         return pyarrow.table(columns)
 
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:
@@ -110,17 +121,9 @@ class Embedder:
                 for inbox in list(self._inboxes.values()):
                     inbox.put(error)
 
-    def _encode(self, batch: list[Result], columns: dict[str, list[Any]]) -> None:
+    def _encode(self, batch: list[Result]) -> list[tuple[int, np.ndarray]]:
+        """(row, vector) of each image of a batch; NaN where the model fails."""
         pixels = np.stack([result.pixels for result in batch])
-        with self._lock:
+        with self._settling:
             self._encoder.settle_precision(pixels, may_fall_back=self._plan.model[-1] == "auto")
-        with self._turns:
-            self._encoder.take_share()
-            vectors = self._encoder.encode_each(pixels)
-        for result, vector in zip(batch, vectors):
-            if np.isfinite(vector).all():
-                columns["vector"][result.job.key] = vector.tobytes()
-            else:
-                columns["reason"][result.job.key] = "model"
-                columns["detail"][result.job.key] = "the forward pass gives no numbers"
-        columns["facts"][0] = json.dumps(facts(self._encoder))
+        return [(result.job.key, vector) for result, vector in zip(batch, self._encoder.encode_each(pixels))]

@@ -147,8 +147,8 @@ def embed(
         Embedder, fn_constructor_args=actor, batch_size=None, batch_format="pyarrow", compute=compute, **resources
     )
     try:
-        table: Any
-        for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        table: Any  # without prefetching, which would keep each block back until the next one is done
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield _read(table.to_pydict())
     except ray.exceptions.RayError as error:
         raise UserError(f"Ray gave up: {_last_line(error)}; what is stored stays stored, run again") from None
