@@ -84,14 +84,15 @@ def children_cpu_s() -> float:
 
 
 def peak_bytes(pid: int) -> dict[int, int]:
-    """Peak resident memory so far of a process and its children, by process; without those that have loaded Chroma."""
+    """Peak resident memory so far of a process and its children, by process; 0 for those that have loaded Chroma."""
     found = {}
     with contextlib.suppress(OSError):  # another system, or just gone
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         children += [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
         for one in {pid, *map(int, children)}:
             with contextlib.suppress(OSError, StopIteration):
-                if one == pid or "chromadb" not in Path(f"/proc/{one}/maps").read_text():
-                    lines = Path(f"/proc/{one}/status").read_text().splitlines()
-                    found[one] = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+                is_index = one != pid and "chromadb" in Path(f"/proc/{one}/maps").read_text()
+                lines = Path(f"/proc/{one}/status").read_text().splitlines()
+                peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+                found[one] = 0 if is_index else peak
     return found
