@@ -115,6 +115,21 @@ def test_out_of_memory_with_one_image_is_an_error(offline_model_name, pixels, mo
         model.encode(pixels[:3])
 
 
+def test_an_image_that_the_model_fails_on_first_costs_itself_only(offline_model_name, pixels, monkeypatch):
+    model = encoder.load(offline_model_name, "", "cpu", "fp32")
+
+    def encode_image(images):
+        if (images == first).all(dim=(1, 2, 3)).any():
+            raise RuntimeError("planted")
+        return real(images)
+
+    first, real = model._prepare(pixels[:1]), model._model.encode_image
+    monkeypatch.setattr(model._model, "encode_image", encode_image)
+    vectors = model.encode_each(pixels)
+    assert vectors.shape == (4, 1280)
+    assert np.isnan(vectors[0]).all() and np.isfinite(vectors[1:]).all()
+
+
 # --- through embed.py -------------------------------------------------------------------------------------------------
 def embed(run_here, folder: Path, urls: list[str], model: str, *more: str):
     write_json(folder / "data/formatted.json", [{"url": url} for url in urls])
@@ -137,7 +152,12 @@ def test_the_verdict_is_stored_and_holds_for_the_next_run(
 ):
     urls = [f"{photo_server.url}/{photo.name}" for photo in photos[::16]]
     assert embed(run_here, tmp_path, urls[:2], offline_model_name).returncode == 0
-    verdict = Journal(tmp_path / "data/chroma/journal/images").model["precision"]
+    remembered = Journal(tmp_path / "data/chroma/journal/images").model
+    assert remembered["dimension"] == 1280
+    verdict = remembered["precision"]
     assert verdict in encoder.PRECISIONS[1:]
+    asked = embed(run_here, tmp_path, urls[:3], offline_model_name, "--precision", "bf16")
+    assert asked.returncode == 2 and "below 0.999; use --precision fp32 or auto" in asked.stderr
+    assert len(Journal(tmp_path / "data/chroma/journal/images").ids) == 2
     assert embed(run_here, tmp_path, urls, offline_model_name).returncode == 0
     assert Journal(tmp_path / "data/chroma/journal/images").model["precision"] == verdict

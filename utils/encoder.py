@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class Encoder:
         self._layout = torch.channels_last if is_convolutional else torch.contiguous_format
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
         # Kept until the first batch has shown whether the lower precision stays true to it.
+        self._settling = threading.Lock()
         self._reference = None if is_settled or precision == "fp32" else model
         model = model if self._reference is None else copy.deepcopy(model)
         self._model = model.to(device, _dtypes()[precision], memory_format=self._layout)
@@ -85,25 +87,29 @@ class Encoder:
         except RuntimeError as error:
             LOG.debug("a forward pass of %d images failed: %s", len(pixels), error)
         if len(pixels) == 1:
-            return np.full((1, self.dimension), np.nan, np.float32)
-        return np.concatenate([self.encode_each(one[None]) for one in pixels])
+            return np.full((1, self.dimension or 1), np.nan, np.float32)
+        each = [self.encode_each(one[None]) for one in pixels]
+        return np.concatenate([np.broadcast_to(vector, (1, self.dimension or 1)) for vector in each])
 
     def settle_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
         """Hold the lower precision against fp32 on a first batch, once. If it is not true enough, fall back and say so.
 
         Raises UserError instead where the user asked for that precision.
         """
-        if self._reference is None:
-            return
-        exact = self._encode(self._reference.to(self.device, memory_format=self._layout), pixels)
+        with self._settling:
+            if self._reference is not None:
+                self._compare(self._reference, pixels, may_fall_back)
+            self._reference = None
+
+    def _compare(self, reference: Any, pixels: np.ndarray, may_fall_back: bool) -> None:
+        exact = self._encode(reference.to(self.device, memory_format=self._layout), pixels)
         worst = float((exact * self.encode(pixels)).sum(axis=1).min())
         if not worst >= MIN_COSINE:  # NaN too
             finding = f"{self.precision} moves vectors of this model to cosine {worst:.4f} of fp32's"
             if not may_fall_back:
                 raise UserError(f"{finding}, below {MIN_COSINE}; use --precision fp32 or auto")
             LOG.info("%s, below %s: fp32 is used", finding, MIN_COSINE)
-            self._model, self.precision = self._reference, "fp32"
-        self._reference = None
+            self._model, self.precision = reference, "fp32"
 
     def encode_text(self, prompt: str) -> np.ndarray:
         """The prompt's embedding, (D,) float32, L2-normalized. Raises UserError for a model without a text tower."""

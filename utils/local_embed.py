@@ -6,11 +6,11 @@ import collections
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from utils.embed_plan import Plan, facts
+from utils.embed_plan import NO_NUMBERS, Plan, encode, facts
 from utils.errors import ImageError
 from utils.fetch_worker import FetchSettings, Job
 from utils.fetcher import Fetcher, Result
@@ -18,9 +18,6 @@ from utils.formatted import from_ids, to_metadata
 from utils.progress import bar
 from utils.store import Store
 from utils.worklist import FAILED, STORED, TODO, Worklist
-
-if TYPE_CHECKING:
-    from utils.encoder import Encoder
 
 READY_BATCHES = 4  # fetched before the model has taken them: enough to never wait, 5 MB each at 224 pixels
 
@@ -41,26 +38,17 @@ def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Pla
         encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
         try:
             for batch in keeper.batches(fetcher, plan.batch_size):
+                encoding.append((batch, streams.submit(encode, model, plan, batch)))
                 if "dimension" not in store.model:
-                    settle(model, batch, may_fall_back=plan.model[-1] == "auto")
-                    store.remember_model({**identity, **facts(model)})
-                encoding.append((batch, streams.submit(encode, model, batch)))
+                    encoding[-1][1].result()  # shows the dimension, and which precision the model bears
+                    if model.dimension:
+                        store.remember_model({**identity, **facts(model)})
                 if len(encoding) > model.streams:
                     keeper.keep(*encoding.popleft())
         finally:  # what is in the model is kept, also when the run is stopped
             while encoding:
                 keeper.keep(*encoding.popleft())
             keeper.wait()
-
-
-def settle(model: Encoder, batch: list[Result], may_fall_back: bool) -> None:
-    """Once per collection: find out which precision its model bears."""
-    model.settle_precision(np.stack([result.pixels for result in batch]), may_fall_back)
-
-
-def encode(model: Encoder, batch: list[Result]) -> np.ndarray:
-    """(B, D) float32 vectors of a batch; NaN where the model fails."""
-    return model.encode_each(np.stack([result.pixels for result in batch]))
 
 
 class Keeper:
@@ -102,7 +90,7 @@ class Keeper:
         vectors = encoded.result()
         is_good = np.isfinite(vectors).all(axis=1)
         for result in itertools.compress(batch, ~is_good):
-            self._fail(result.job, ImageError("model", "the forward pass gives no numbers"))
+            self._fail(result.job, ImageError("model", NO_NUMBERS))
         indexes = [result.job.key for result in itertools.compress(batch, is_good)]
         self.wait()
         if indexes:

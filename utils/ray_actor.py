@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.embed_plan import Plan, facts
+from utils.embed_plan import NO_NUMBERS, Plan, encode, facts
 from utils.fetch_worker import FetchSettings, Job
 from utils.fetcher import Fetcher, Result
 
@@ -48,7 +48,6 @@ class Embedder:
         self._plan, self._n_cpus, self._lock = plan, n_cpus, threading.Lock()
         self._fetcher: Fetcher | None = None
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
-        self._settling = threading.Lock()
         self._streams = ThreadPoolExecutor(self._encoder.streams, initializer=self._encoder.take_share)
         self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
 
@@ -76,8 +75,8 @@ class Embedder:
                     columns["vector"][key] = vector.tobytes()
                 else:
                     columns["reason"][key] = "model"
-                    columns["detail"][key] = "the forward pass gives no numbers"
-        if encoding:
+                    columns["detail"][key] = NO_NUMBERS
+        if self._encoder.dimension:
             columns["facts"][0] = json.dumps(facts(self._encoder))
         return pyarrow.table(columns)
 
@@ -123,7 +122,5 @@ class Embedder:
 
     def _encode(self, batch: list[Result]) -> list[tuple[int, np.ndarray]]:
         """(row, vector) of each image of a batch; NaN where the model fails."""
-        pixels = np.stack([result.pixels for result in batch])
-        with self._settling:
-            self._encoder.settle_precision(pixels, may_fall_back=self._plan.model[-1] == "auto")
-        return [(result.job.key, vector) for result, vector in zip(batch, self._encoder.encode_each(pixels))]
+        vectors = encode(self._encoder, self._plan, batch)
+        return [(result.job.key, vector) for result, vector in zip(batch, vectors)]
