@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
-from utils import cli, history
-from utils.annotations import Record, lock_path, read_records, undo, write_records
+from utils import cli
+from utils.annotation import history
+from utils.annotation.neighbor_dirs import is_unfinished
+from utils.annotation.neighbor_dirs import lock_path as dirs_lock_path
+from utils.annotation.records import Record, lock_path, read_records, undo, write_records
+from utils.annotation.reviewed import Group, Review, read_roots
 from utils.lock import hold
-from utils.neighbor_dirs import is_unfinished
-from utils.neighbor_dirs import lock_path as dirs_lock_path
-from utils.progress import LOG, start_log
-from utils.reviewed import Group, Review, read_roots
+from utils.log import LOG, start_log
 
 NAMES = ["ANNOTATED_DATA_PATH", "ANN_HISTORY_PATH", "ANN_DIRRIFY_DIR_PATH", "LOGS_DIR_PATH"]
 WAIT_S = 60  # for ann_dirrify.py to finish

@@ -20,20 +20,23 @@ import numpy as np
 
 import config
 import samplers
-from utils import cli, collection, history, neighbor_dirs
-from utils.annotations import read_records
-from utils.cache import ImageCache
-from utils.dir_writer import DirWriter
-from utils.download import DownloadLimits
+from utils import cli
+from utils.annotation import history, neighbor_dirs
+from utils.annotation.candidates import Material, read_material
+from utils.annotation.dir_images import Originals
+from utils.annotation.dir_writer import DirWriter
+from utils.annotation.groups import Group, Groups, make_groups
+from utils.annotation.neighbors import Neighbors
+from utils.annotation.records import read_records
 from utils.errors import UserError
-from utils.formatted import restore_item
-from utils.groups import Group, Groups, make_groups
+from utils.images.cache import ImageCache
+from utils.items.formatted import restore_item
 from utils.lock import hold
-from utils.material import Material, read_material
-from utils.neighbors import Neighbors
-from utils.originals import Originals
-from utils.progress import LOG, bar, start_log
-from utils.server import Place, choose
+from utils.log import LOG, bar, start_log
+from utils.store import collection
+from utils.store.model import describe, same_model
+from utils.store.server import Place, choose
+from utils.web.download import DownloadLimits
 
 if TYPE_CHECKING:
     import chromadb
@@ -139,13 +142,13 @@ def read_items(ids: list[str], args: argparse.Namespace) -> list[dict[str, Any]]
 
 def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
     """(D,) embedding of a prompt by the text tower of the collection's own model."""
-    from utils import encoder, weights
+    from utils.embedding import encoder, weights
 
     if "model_name" not in model:
         raise UserError("the collection does not say which model made it; take another ANN_SAMPLER_NAME than text")
     name, tag = model["model_name"], model.get("pretrained", "")
-    if not weights.same_model(weights.identify(name, tag), model):
-        raise UserError(f"the weights of {weights.describe(model)} are not those any more that made the collection")
+    if not same_model(weights.identify(name, tag), model):
+        raise UserError(f"the weights of {describe(model)} are not those any more that made the collection")
     return encoder.load(name, tag, device, "fp32").encode_text(prompt)
 
 

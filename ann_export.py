@@ -3,7 +3,7 @@
     python ann_export.py
 
 Reads ANNOTATED_DATA_PATH, the collection and the image cache; writes ANN_EXPORT_DIR_PATH/{format}.{split}.{extension}
-(pairs: one file, pairs.csv). utils/exports.py describes the formats.
+(pairs: one file, pairs.csv). utils/export/formats.py describes the formats.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 
 import config
-from utils import cli, collection, exports, neighbors
-from utils.annotations import Record, read_records
-from utils.cache import ImageCache
+from utils import cli
+from utils.annotation import neighbors
+from utils.annotation.judgments import similarities
+from utils.annotation.records import Record, read_records
 from utils.errors import UserError
+from utils.export import formats
+from utils.export.outputs import replacing_all
+from utils.export.splits import check_shares, split_items
 from utils.files import replacing
-from utils.judgments import similarities
-from utils.outputs import replacing_all
-from utils.progress import LOG, bar, start_log
-from utils.server import choose
-from utils.splits import check_shares, split_items
+from utils.images.cache import ImageCache
+from utils.log import LOG, bar, start_log
+from utils.store import collection
+from utils.store.server import choose
 
 VALUES = ("path", "url", "id")
 N_NAMED = 20  # in a line of the log; the rest is a number
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     check(args)
     material = read_material(args)
     left_out = LeftOut(gone={id_ for id_ in material.split_of if id_ not in material.row_of})
-    if args.ann_export_format == exports.PAIRS:
+    if args.ann_export_format == formats.PAIRS:
         n_rows = write_pairs(material, Path(args.ann_export_dir_path))
     else:
         n_rows = write_splits(material, left_out, args)
@@ -80,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """What can be said to be wrong without reading anything."""
-    if args.ann_export_format not in exports.NAMES:
-        raise UserError(f"ANN_EXPORT_FORMAT is {args.ann_export_format!r}; known are {', '.join(exports.NAMES)}")
+    if args.ann_export_format not in formats.NAMES:
+        raise UserError(f"ANN_EXPORT_FORMAT is {args.ann_export_format!r}; known are {', '.join(formats.NAMES)}")
     if args.ann_export_value not in VALUES:
         raise UserError(f"ANN_EXPORT_VALUE is {args.ann_export_value!r}; known are {', '.join(VALUES)}")
     check_shares(args.ann_export_split, "ANN_EXPORT_SPLIT")
@@ -95,7 +98,7 @@ def read_material(args: argparse.Namespace) -> Material:
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with collection.reading(place, args.collection_name) as images:
         ids = collection.read_ids(images)
-        if args.ann_export_format != exports.QRELS:  # a run ranks all images; else those judged are enough
+        if args.ann_export_format != formats.QRELS:  # a run ranks all images; else those judged are enough
             ids = [id_ for id_ in ids if id_ in judged]
         vectors = neighbors.normalize(collection.read_vectors(images, ids))
         material = Material(records, ids, vectors, {id_: row for row, id_ in enumerate(ids)})
@@ -109,7 +112,7 @@ def read_material(args: argparse.Namespace) -> Material:
 
 def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Sequence[str]:
     """What stands for each image in the files; "" where there is no such thing."""
-    if args.ann_export_format in (exports.PAIRS, exports.QRELS) or args.ann_export_value == "id":
+    if args.ann_export_format in (formats.PAIRS, formats.QRELS) or args.ann_export_value == "id":
         return ids
     if args.ann_export_value == "url":
         return collection.read_urls(images, ids)
@@ -119,14 +122,14 @@ def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Se
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
 def write_pairs(material: Material, folder: Path) -> int:
-    path = folder / f"{exports.PAIRS}.csv"
+    path = folder / f"{formats.PAIRS}.csv"
     with replacing(path) as file:
-        n_rows = exports.write_pairs(file, pairs(material))
+        n_rows = formats.write_pairs(file, pairs(material))
     print(f"{path}: {n_rows} pairs of {len(material.records)} groups")
     return n_rows
 
 
-def pairs(material: Material) -> Iterator[exports.Pair]:
+def pairs(material: Material) -> Iterator[formats.Pair]:
     """Record by record, the items in the record's own order."""
     for number, record in enumerate(material.records):
         main, items = record["pos"][0], [*record["pos"][1:], *record["neg"]]
@@ -135,38 +138,38 @@ def pairs(material: Material) -> Iterator[exports.Pair]:
         split = material.split_of[main]
         for i, id_ in enumerate(items):
             label, is_here = int(i < len(record["pos"]) - 1), material.split_of[id_] == split
-            yield exports.Pair(main, id_, label, found.get(id_), ranks.get(id_), split if is_here else "", number)
+            yield formats.Pair(main, id_, label, found.get(id_), ranks.get(id_), split if is_here else "", number)
 
 
 # --- the formats of groups --------------------------------------------------------------------------------------------
 def write_splits(material: Material, left_out: LeftOut, args: argparse.Namespace) -> int:
     """One file a split, though it be empty; what an earlier run wrote for other splits goes, as it leaks."""
     name, folder = args.ann_export_format, Path(args.ann_export_dir_path)
-    kind = exports.FORMATS[name]
-    groups: dict[str, list[exports.Group]] = {split: [] for split in args.ann_export_split}
+    kind = formats.FORMATS[name]
+    groups: dict[str, list[formats.Group]] = {split: [] for split in args.ann_export_split}
     for record in material.records:
         group = usable(record, material, left_out)
         if group is None or not (group.is_two_sided if kind.needs_both else group.positives):
             left_out.groups.append(record["pos"][0])
         else:
             groups[material.split_of[record["pos"][0]]].append(group)
-    extensions = [kind.extension, *([exports.RUN_EXTENSION] if name == exports.QRELS else [])]
+    extensions = [kind.extension, *([formats.RUN_EXTENSION] if name == formats.QRELS else [])]
     with replacing_all(folder, name, [f"{name}.{split}.{extension}" for split in groups for extension in extensions]):
         return sum(write_split(name, split, of_split, material, folder) for split, of_split in groups.items())
 
 
-def write_split(name: str, split: str, groups: Sequence[exports.Group], material: Material, folder: Path) -> int:
-    kind = exports.FORMATS[name]
+def write_split(name: str, split: str, groups: Sequence[formats.Group], material: Material, folder: Path) -> int:
+    kind = formats.FORMATS[name]
     path = folder / f"{name}.{split}.{kind.extension}"
     with replacing(path) as file:
         n_rows = kind.write(file, groups)
-    if name == exports.QRELS:
-        write_run(path.with_suffix(f".{exports.RUN_EXTENSION}"), groups, split, material)
+    if name == formats.QRELS:
+        write_run(path.with_suffix(f".{formats.RUN_EXTENSION}"), groups, split, material)
     print(f"{path}: {n_rows} {kind.row} of {len(groups)} groups")
     return n_rows
 
 
-def usable(record: Record, material: Material, left_out: LeftOut) -> exports.Group | None:
+def usable(record: Record, material: Material, left_out: LeftOut) -> formats.Group | None:
     """The group that a record comes to, less what is left out; None without its main image."""
     main, value_of = record["pos"][0], material.value_of
     there = [id_ for id_ in (*record["pos"], *record["neg"]) if id_ in material.row_of]
@@ -179,10 +182,10 @@ def usable(record: Record, material: Material, left_out: LeftOut) -> exports.Gro
     here = [id_ for id_ in clear if material.split_of[id_] == material.split_of[main]]
     left_out.contradictory += len(negatives) - len(clear)
     left_out.other_split += len(clear) - len(here)
-    return exports.Group(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
+    return formats.Group(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
 
 
-def write_run(path: Path, groups: Sequence[exports.Group], split: str, material: Material) -> None:
+def write_run(path: Path, groups: Sequence[formats.Group], split: str, material: Material) -> None:
     """The collection's own ranking for each query, without images that belong to another split."""
     eligible = np.array([material.split_of.get(id_, split) == split for id_ in material.ids], bool)
     with replacing(path) as file, bar(len(groups), f"ranking {split}", "query") as progress:
@@ -191,13 +194,13 @@ def write_run(path: Path, groups: Sequence[exports.Group], split: str, material:
             mains = [material.row_of[group.query] for group in block]
             for group, found in zip(block, neighbors.nearest(material.vectors, mains, RUN_DEPTH, eligible)):
                 ids = (material.ids[row] for row in found.rows)
-                exports.write_run(file, group.query, zip(ids, found.similarities))
+                formats.write_run(file, group.query, zip(ids, found.similarities))
             progress.update(len(block))
 
 
 # --- what is not in the files -----------------------------------------------------------------------------------------
 def print_left_out(left_out: LeftOut, args: argparse.Namespace) -> None:
-    where = "kept in the pairs, without similarity" if args.ann_export_format == exports.PAIRS else "left out"
+    where = "kept in the pairs, without similarity" if args.ann_export_format == formats.PAIRS else "left out"
     what = {"path": "without an image in the cache", "url": "without a url"}.get(args.ann_export_value, "")
     print_ids(f"ids no longer in collection {args.collection_name}, {where}", sorted(left_out.gone))
     print_ids(f"images {what}, left out", sorted(left_out.valueless))

@@ -12,17 +12,21 @@ import argparse
 from pathlib import Path
 
 import config
-from utils import cli, collection, history, neighbors, report_page, thumbnails
-from utils.annotations import Record, read_records
-from utils.cache import ImageCache
+from utils import cli
+from utils.annotation import history, neighbors
+from utils.annotation.judgments import rank
+from utils.annotation.records import Record, read_records
 from utils.errors import UserError
 from utils.files import replacing, write_json
-from utils.formatted import restore_item
-from utils.judgments import rank
-from utils.progress import bar, start_log
-from utils.report_figures import Figures, Material, compare, measure
-from utils.report_sections import sections, shown_conflicts, shown_records
-from utils.server import choose
+from utils.images import thumbnails
+from utils.images.cache import ImageCache
+from utils.items.formatted import restore_item
+from utils.log import bar, start_log
+from utils.report import page
+from utils.report.figures import Figures, Material, compare, measure
+from utils.report.sections import sections, shown_conflicts, shown_records
+from utils.store import collection
+from utils.store.server import choose
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     pictured = make_thumbnails(material, figures, folder, args)
     write_json(folder / "report.json", figures)
     with replacing(folder / "report.html") as file:
-        report_page.write_page(file, f"Annotations of {args.collection_name}", sections(material, figures, pictured))
-    thumbnails.remove_others(folder / report_page.THUMBNAILS, pictured)
+        page.write_page(file, f"Annotations of {args.collection_name}", sections(material, figures, pictured))
+    thumbnails.remove_others(folder / page.THUMBNAILS, pictured)
     print_summary(folder, figures)
     return 0
 
@@ -75,9 +79,7 @@ def make_thumbnails(material: Material, figures: Figures, folder: Path, args: ar
     ids.update(id_ for shown in shown_conflicts(figures) for id_ in shown)
     cache = ImageCache(args.image_cache_dir_path, 0)
     with bar(len(ids), "thumbnails", "image") as progress:
-        made = thumbnails.make(
-            sorted(ids), cache, folder / report_page.THUMBNAILS, args.max_image_pixels, progress.update
-        )
+        made = thumbnails.make(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(made)
     return made
 

@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 
 import config
-from utils import cli, local_embed, ray_embed, weights
-from utils.cache import ImageCache
-from utils.collection import lock_path
-from utils.download import DownloadLimits, behind_proxy, is_local
-from utils.embed_plan import Plan
+from utils import cli
+from utils.embedding import ray_run, run, weights
+from utils.embedding.plan import Plan
 from utils.errors import UserError
-from utils.formatted import to_metadata
+from utils.images.cache import ImageCache
+from utils.items.formatted import to_metadata
+from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 from utils.lock import hold
-from utils.progress import LOG, start_log
-from utils.server import Server, choose
-from utils.store import Store
-from utils.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
+from utils.log import LOG, start_log
+from utils.store.collection import lock_path
+from utils.store.model import describe, same_model
+from utils.store.server import Server, choose
+from utils.store.store import Store
+from utils.web.download import DownloadLimits, behind_proxy, is_local
 
 CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
     FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME CLIP_PRETRAINED DEVICE
@@ -86,10 +88,10 @@ def check_numbers(args: argparse.Namespace) -> None:
 def check_model(store: Store, args: argparse.Namespace) -> dict[str, str]:
     """The identity of the model that is asked for; it must be the one that made what is stored."""
     identity = weights.identify(args.clip_model_name, args.clip_pretrained)
-    if store.model and not weights.same_model(store.model, identity):
+    if store.model and not same_model(store.model, identity):
         raise UserError(
-            f"collection {args.collection_name} was made with {weights.describe(store.model)}, and "
-            f"{weights.describe(identity)} is asked for; use that model again, or another COLLECTION_NAME"
+            f"collection {args.collection_name} was made with {describe(store.model)}, and "
+            f"{describe(identity)} is asked for; use that model again, or another COLLECTION_NAME"
         )
     return identity
 
@@ -177,10 +179,10 @@ def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: 
         args.batch_size,
     )
     if not args.embed_ray_address:
-        local_embed.embed_todo(work, store, identity, plan)
+        run.embed_todo(work, store, identity, plan)
         return
-    with ray_embed.cluster(args.embed_ray_address):
-        ray_embed.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
+    with ray_run.cluster(args.embed_ray_address):
+        ray_run.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
 
 
 def print_verification(work: Worklist, store: Store) -> int:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import offline_model
-from tests.photos import PHOTOS, Variation, variations
-from tests.servers import FakeHub, PhotoServer
-from utils import children, cli
-from utils.progress import LOG
+from tests.support import offline_model
+from tests.support.photos import PHOTOS, Variation, variations
+from tests.support.servers import FakeHub, PhotoServer
+from utils import cli, processes
+from utils.log import LOG
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,8 +38,10 @@ RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 def _quick_children() -> None:
     """This process forks its children from one that has imported what they need; what run_script runs spawns them."""
     if "forkserver" in multiprocessing.get_all_start_methods():
-        children.CONTEXT = multiprocessing.get_context("forkserver")
-        children.CONTEXT.set_forkserver_preload(["chromadb", "utils.index_tasks", "utils.fetch_worker"])
+        processes.CONTEXT = multiprocessing.get_context("forkserver")
+        processes.CONTEXT.set_forkserver_preload(
+            ["chromadb", "utils.store.index_tasks", "utils.embedding.fetch_worker"]
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -23,13 +23,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, it lacks the repository
 
-from tests import offline_model
-from tests.photos import PHOTOS, Variation, precision_at, thumbnail, variations
-from tests.servers import PhotoServer
+from tests.support import offline_model
+from tests.support.photos import PHOTOS, Variation, precision_at, thumbnail, variations
+from tests.support.servers import PhotoServer
 from utils.cli import run
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.formatted import item_id
+from utils.items.formatted import item_id
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, MARKER = "model", "made-by-tests-demo.txt"
@@ -197,7 +197,7 @@ def report_precision(folder: Path, photos: list[Variation]) -> None:
     """Print precision@K of the stored embeddings beside that of thumbnails. Raises UserError if it is too low."""
     import numpy as np
 
-    from utils.collection import open_collection, read_vectors
+    from utils.store.collection import open_collection, read_vectors
 
     collection = open_collection(folder / FILES["--chromadb-path"], "images")
     labels = [photo.photo for photo in photos]

@@ -24,7 +24,20 @@ STAGES = ["embed", "ann_dirrify", "ann_dirload", "ann_export", "ann_report"]
 TOP_LEVEL = {"config.py", "samplers.py", "utils", "tests", "requirements.txt", "README.md"}
 TOP_LEVEL |= {f"{stage}.py" for stage in STAGES}
 SCRIPTS = [ROOT / f"{stage}.py" for stage in STAGES]
-UTILS = sorted((ROOT / "utils").glob("*.py"))
+UTILS = sorted((ROOT / "utils").rglob("*.py"))
+# The rooms of utils/ and the rooms that each may import from. The hall, the modules directly in utils/, is open to all.
+ROOMS = {
+    "items": set(),
+    "web": set(),
+    "images": set(),
+    "store": {"items"},
+    "embedding": {"items", "web", "images", "store"},
+    "annotation": {"items", "web", "images", "store"},
+    "export": {"annotation", "images", "store"},
+    "report": {"annotation", "images", "store"},
+}
+MAX_FILES = 11  # modules of a room, and of the hall
+MAX_NAMES = 4  # modules of a room that other rooms import
 PRODUCT = [ROOT / "config.py", ROOT / "samplers.py", *SCRIPTS, *UTILS]
 OWN = {"config", "samplers", "utils", "tests", *STAGES}
 SLOW = {"torch", "torchvision", "open_clip", "chromadb", "timm", "huggingface_hub"}
@@ -47,8 +60,17 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, f"{path.name}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if node.module == "utils"}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    """The room of a module of utils, "" for the hall."""
+    return module.split(".")[1] if module.count(".") == 2 else ""
 
 
 def packages(path: Path) -> set[str]:
@@ -80,15 +102,13 @@ def test_utils_are_named_for_what_they_hold():
 
 
 @each_file
-def test_files_and_functions_stay_small(path):
-    if path in UTILS:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 270
+def test_functions_stay_short(path):
     assert not [
         function.name for function in functions(path) if n_lines(function) > 60 and function.name != "parse_args"
     ]
 
 
-@each_file
+@pytest.mark.parametrize("path", [path for path in PRODUCT if path != ROOT / "utils/__init__.py"], ids=str)
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(parsed(path))
 
@@ -151,15 +171,31 @@ def test_samplers_import_numpy_only():
 
 
 def test_utils_import_downward():
-    graph = {f"utils.{path.stem}": {name for name in imports(path) if name.startswith("utils.")} for path in UTILS}
+    modules = {module_name(path): path for path in UTILS if path.stem != "__init__"}
+    graph = {name: imports(path) & set(modules) for name, path in modules.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
-    for path in UTILS:
-        assert packages(path) & OWN <= {"utils"}, path.name
+    for name, path in modules.items():
+        assert packages(path) & OWN <= {"utils"}, name
+        rooms = {room_of(imported) for imported in graph[name]} - {room_of(name), ""}
+        assert rooms <= ROOMS.get(room_of(name), set()), f"{name} imports from {rooms}"
+
+
+def test_a_room_has_one_job_few_files_and_few_doors():
+    assert {path.parent.name for path in UTILS if path.stem == "__init__"} == {"utils", *ROOMS}
+    modules = {module_name(path): path for path in UTILS if path.stem != "__init__"}
+    for room in ("", *ROOMS):
+        inside = [name for name in modules if room_of(name) == room]
+        assert len(inside) <= MAX_FILES, room
+        if room:
+            init = parsed(ROOT / "utils" / room / "__init__.py")
+            assert ast.get_docstring(init) and len(init.body) == 1, f"{room}/__init__.py: a docstring and no code"
+            used = {name for other, path in modules.items() if room_of(other) != room for name in imports(path)}
+            assert len(used & set(inside)) <= MAX_NAMES, f"{room} shows {sorted(used & set(inside))}"
 
 
 # --- importing does nothing, --help is quick --------------------------------------------------------------------------
 def test_importing_does_nothing(tmp_path):
-    names = ["config", "samplers", *STAGES, *(f"utils.{path.stem}" for path in UTILS if path.stem != "__init__")]
+    names = ["config", "samplers", *STAGES, *(module_name(path) for path in UTILS if path.stem != "__init__")]
     code = f"""
 import importlib, json, logging, sys, threading
 for name in {names}:
@@ -191,19 +227,19 @@ def test_help_answers_at_once_and_without_torch(path, tmp_path):
 
 
 # --- the README keeps up ----------------------------------------------------------------------------------------------
-def test_readme_names_every_file():
-    names = [path.name for path in PRODUCT if path.name != "__init__.py"]
+def test_readme_names_every_stage_and_room():
+    names = [*(path.name for path in SCRIPTS), "config.py", "samplers.py", *(f"{room}/" for room in ROOMS)]
     assert not [name for name in names if name not in readme()]
 
 
-def test_readme_names_every_constant_and_switch():
+def test_readme_names_every_switch():
     switches = {
         "--" + name.replace("_", "-")
         for stage in STAGES
         for name in vars(importlib.import_module(stage).parse_args([]))
         if name.upper() not in CONSTANTS and name != "dirs"  # positional
     }
-    assert not [name for name in (*CONSTANTS, *switches) if name not in readme()]
+    assert not [name for name in switches if name not in readme()]
 
 
 def test_readme_says_what_to_do_about_every_reason():

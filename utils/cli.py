@@ -15,7 +15,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from utils.errors import UserError
-from utils.progress import LOG, printable
+from utils.log import LOG, printable
 
 INTERRUPTED, TERMINATED = 130, 143
 

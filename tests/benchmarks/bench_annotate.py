@@ -28,14 +28,15 @@ from pathlib import Path
 import numpy as np
 import requests
 
-from tests.annotation_data import fill_cache, id_of, image_bytes, make_collection
-from tests.servers import Server, send
-from utils import collection, neighbor_dirs, neighbors
-from utils.cache import ImageCache
-from utils.dir_writer import DirWriter
-from utils.download import DownloadLimits
-from utils.groups import BLOCK
-from utils.originals import Originals
+from tests.support.annotation_data import fill_cache, id_of, image_bytes, make_collection
+from tests.support.servers import Server, send
+from utils.annotation import neighbor_dirs, neighbors
+from utils.annotation.dir_images import Originals
+from utils.annotation.dir_writer import DirWriter
+from utils.annotation.groups import BLOCK
+from utils.images.cache import ImageCache
+from utils.store import collection
+from utils.web.download import DownloadLimits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIMENSION, INTRINSIC, N_NEAREST, LATENCY_S, N_BASELINE = 512, 128, 20, 0.05, 20

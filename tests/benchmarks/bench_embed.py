@@ -32,10 +32,10 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script
 
 import config
-from tests import offline_model, photos
 from tests.benchmarks.embed_runs import Run, embed
+from tests.support import offline_model, photos
 from utils.files import write_json
-from utils.formatted import item_id
+from utils.items.formatted import item_id
 
 PARTS, SERVER = (Path(__file__).with_name(name) for name in ("embed_parts.py", "image_server.py"))
 SIDE, BATCH = 224, 32

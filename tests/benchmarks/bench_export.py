@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import browser, photos
-from tests.annotation_data import ANNOTATED, CACHE, make_collection
 from tests.benchmarks.bench_annotate import command
-from utils import exports, neighbors
-from utils.annotations import Record, write_records
+from tests.support import browser, photos
+from tests.support.annotation_data import ANNOTATED, CACHE, make_collection
+from utils.annotation import neighbors
+from utils.annotation.records import Record, write_records
+from utils.export import formats
 
 N, DIMENSION, INTRINSIC = 100_000, 512, 128
 N_KEPT, SIZE = 11, 21  # images of a group: the first ones, main image included, are kept
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="kept for the next run (default: in the temporary folder)")
-    parser.add_argument("--formats", nargs="*", default=exports.NAMES, choices=exports.NAMES)
+    parser.add_argument("--formats", nargs="*", default=formats.NAMES, choices=formats.NAMES)
     parser.add_argument("--groups", type=int, default=10_000, help="groups to export")
     parser.add_argument("--report-groups", type=int, default=1_000, help="groups to report; 0: no report")
     return parser.parse_args(argv)

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script
 
-from utils.journal import MODEL, STORE, Journal
+from utils.store.vectors import MODEL, STORE, Journal
 
 BATCH, DIMENSION = 32, 512
 MAX_TIME_SHARE, MAX_BYTES_RATIO = 0.05, 1.2

@@ -31,7 +31,7 @@ import samplers
 from tests.benchmarks import labeled_sets, metric_learning
 from tests.benchmarks.chart import draw_lines
 from tests.benchmarks.metric_learning import Group
-from utils import neighbors
+from utils.annotation import neighbors
 
 SETS = ("digits", "photos")
 COMPARED = ("random", "cluster", "k_center", "typical", "herding", "ambiguous")

@@ -27,12 +27,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script, it lacks the repository
 
-from tests import offline_model
-from tests.chroma_server import ChromaServer
-from tests.photos import PHOTOS, variations
-from tests.servers import PhotoServer
-from utils.server import choose
-from utils.store import Store
+from tests.support import offline_model
+from tests.support.chroma_server import ChromaServer
+from tests.support.photos import PHOTOS, variations
+from tests.support.servers import PhotoServer
+from utils.store.server import choose
+from utils.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENCY_S = 0.2

@@ -28,7 +28,7 @@ MAX_PIXELS = 100_000_000
 # --- the parts of the work, each alone --------------------------------------------------------------------------------
 def hardware() -> tuple[str, str]:
     """The device that embed.py chooses, and the precision that it tries first there."""
-    from utils import encoder
+    from utils.embedding import encoder
 
     device = encoder._find_device("auto")
     return device, encoder.fastest_precision(device)
@@ -38,7 +38,7 @@ def forward(model: tuple[str, str], precision: str, n_batches: int) -> dict[str,
     """encode_image alone, batches ready in memory: images/s, and CPU seconds an image of all threads together."""
     import torch
 
-    from utils import encoder as encoders
+    from utils.embedding import encoder as encoders
 
     encoder = encoders.load(*model, precision=precision, settled=precision)
     size = BATCH if encoder.device.type == "cpu" else 256
@@ -55,14 +55,14 @@ def forward(model: tuple[str, str], precision: str, n_batches: int) -> dict[str,
 
 def decode(folder: str, side: int, n: int) -> dict[str, float]:
     """CPU seconds an image from bytes to the model's input, as embed.py decodes."""
-    from utils import images
+    from utils.images import decode
 
     data = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
-    preprocess = images.Preprocess((side, side), "shortest", "bicubic", 0)
+    preprocess = decode.Preprocess((side, side), "shortest", "bicubic", 0)
 
     def once(number: int) -> None:
-        image = images.decode(io.BytesIO(data[number % len(data)]), MAX_PIXELS, min_side=side)
-        images.to_pixels(image, preprocess)
+        image = decode.decode(io.BytesIO(data[number % len(data)]), MAX_PIXELS, min_side=side)
+        decode.to_pixels(image, preprocess)
 
     once(0)
     cpu = time.process_time()
@@ -72,8 +72,8 @@ def decode(folder: str, side: int, n: int) -> dict[str, float]:
 
 
 def download(urls: list[str]) -> dict[str, float]:
-    """CPU seconds an image of utils.download, one connection."""
-    from utils.download import DownloadLimits, fetch
+    """CPU seconds an image of utils.web.download, one connection."""
+    from utils.web.download import DownloadLimits, fetch
 
     limits = DownloadLimits(15, 2, 50_000_000, allow_local=True, respect_noai=True)
     fetch(urls[0], limits).close()
@@ -85,10 +85,10 @@ def download(urls: list[str]) -> dict[str, float]:
 
 def fetch(urls: list[str], side: int, n_threads: int) -> dict[str, float]:
     """Downloading and decoding alone, with embed.py's own workers: images/s from the first to the last result."""
-    from utils.download import DownloadLimits
-    from utils.fetch_worker import FetchSettings, Job
-    from utils.fetcher import Fetcher
-    from utils.images import Preprocess
+    from utils.embedding.fetch_worker import FetchSettings, Job
+    from utils.embedding.fetcher import Fetcher
+    from utils.images.decode import Preprocess
+    from utils.web.download import DownloadLimits
 
     limits = DownloadLimits(15, 2, 50_000_000, allow_local=True, respect_noai=True)
     settings = FetchSettings(limits, MAX_PIXELS, Preprocess((side, side), "shortest", "bicubic", 0), "", 0)
@@ -105,7 +105,7 @@ def fetch(urls: list[str], side: int, n_threads: int) -> dict[str, float]:
 
 def store(dimension: int, n: int) -> dict[str, float]:
     """Records/s of the store alone, journal and index, in batches as embed.py brings them."""
-    from utils.store import Store
+    from utils.store.store import Store
 
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((n, dimension)).astype(np.float32)
@@ -181,15 +181,17 @@ def _rate(embed: Any, urls: list[str], function: Any) -> dict[str, float]:
 # --- fidelity ---------------------------------------------------------------------------------------------------------
 def fidelity(model: tuple[str, str], folder: str, store: str, ids: list[str]) -> dict[str, float]:
     """What embed.py stored against fp32 and full decoding: cosines, and the overlap of the 20 nearest neighbors."""
-    from utils import collection, encoder, images
+    from utils.embedding import encoder
+    from utils.images import decode
+    from utils.store import collection
 
     found = collection.read_vectors(collection.open_collection(Path(store), "images"), ids)
     exact = encoder.load(*model, precision="fp32")
     paths = sorted(Path(folder).glob("*.jpg"))
     vectors = []
     for first in range(0, len(paths), BATCH):
-        batch = [images.decode(io.BytesIO(path.read_bytes()), MAX_PIXELS) for path in paths[first : first + BATCH]]
-        vectors.append(exact.encode(np.stack([images.to_pixels(image, exact.preprocess) for image in batch])))
+        batch = [decode.decode(io.BytesIO(path.read_bytes()), MAX_PIXELS) for path in paths[first : first + BATCH]]
+        vectors.append(exact.encode(np.stack([decode.to_pixels(image, exact.preprocess) for image in batch])))
     reference = np.concatenate(vectors)
     cosines = (reference * found).sum(axis=1) / np.linalg.norm(found, axis=1)
     overlaps = [len(ours & theirs) / len(ours) for ours, theirs in zip(_nearest(found), _nearest(reference))]

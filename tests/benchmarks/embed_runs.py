@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.collection import open_collection
-from utils.journal import STORE, read_frames
+from utils.store.collection import open_collection
+from utils.store.vectors import STORE, read_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S, MEMORY_EVERY_S = 0.01, 0.5

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from utils.preprocess import to_pixels
+from utils.images.preprocess import to_pixels
 
 # fmt: off
 PHOTOS = [
@@ -94,8 +94,8 @@ def _view(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def _embed(images: Iterable[Image.Image]) -> np.ndarray:
     """(N, 1280) image embeddings by the offline model with real weights, L2-normalized."""
-    from tests import offline_model
-    from utils import encoder
+    from tests.support import offline_model
+    from utils.embedding import encoder
 
     with tempfile.TemporaryDirectory() as folder:
         model = encoder.load(f"local-dir:{offline_model.build(Path(folder))}", "", "cpu", "fp32")

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.annotation_data import fill_cache, image_bytes, make_collection, names_in, random_vectors, tree
+from tests.support.annotation_data import fill_cache, image_bytes, make_collection, names_in, random_vectors, tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N, N_DIRS, N_NEAREST = 300, 25, 6

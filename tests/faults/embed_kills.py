@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import offline_model
-from tests.photos import PHOTOS, variations
-from tests.servers import PhotoServer
-from utils import collection as collections
-from utils.journal import STORE, read_frames
+from tests.support import offline_model
+from tests.support.photos import PHOTOS, variations
+from tests.support.servers import PhotoServer
+from utils.store import collection as collections
+from utils.store.vectors import STORE, read_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MAIN = "import utils.store, embed; utils.store.INDEX_EVERY = 8; embed.cli.run(embed.main)"
+MAIN = "import utils.store.store, embed; utils.store.store.INDEX_EVERY = 8; embed.cli.run(embed.main)"
 LIGHT = "from tests.faults import light_encoder; light_encoder.install(); "
 Stored = dict[bytes, bytes]
 

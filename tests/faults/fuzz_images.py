@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import ImageError
-from utils.images import Preprocess, decode, extension, to_pixels
+from utils.images.decode import Preprocess, decode, extension, to_pixels
 
 _MAX_PIXELS = 4_000_000  # small, so that a header edited into a huge picture is refused, not decoded for a minute
 _PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils import encoder
-from utils.preprocess import Preprocess
+from utils.embedding import encoder
+from utils.images.preprocess import Preprocess
 
 
 class LightEncoder:

@@ -1,0 +1,132 @@
+"""utils/annotation/neighbor_dirs.py: the folder format, written so that a killed run can be continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.annotation_data import id_of, names_in, tree
+from utils.annotation import dir_writer, neighbor_dirs
+from utils.annotation.dir_writer import DirWriter
+from utils.annotation.neighbor_dirs import check, is_unfinished, read_samples
+from utils.errors import UserError
+
+MAINS = [id_of(f"main {i}") for i in range(4)]
+SETTINGS = {"ANN_SEED": 0}
+
+
+def fill(writer: DirWriter, main: str) -> None:
+    folder = writer.stage(main)
+    folder.mkdir()
+    listed = [main, *(id_of(f"{main} {rank}") for rank in range(1, 12))]
+    for rank, id_ in enumerate(listed):
+        (folder / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(b"image")
+    writer.commit(main, listed)
+
+
+def make(root: Path, mains: list[str]) -> None:
+    with DirWriter(root, SETTINGS, "data") as writer:
+        for main in mains:
+            fill(writer, main)
+        writer.finish()
+
+
+def test_a_finished_root_holds_the_directories_and_their_list_alone(tmp_path: Path):
+    make(tmp_path / "root", MAINS)
+    assert names_in(tmp_path / "root") == [*(f"{i}_{main}" for i, main in enumerate(MAINS)), "samples.json"]
+    assert list(read_samples(tmp_path / "root")) == MAINS
+    assert not is_unfinished(tmp_path / "root")
+
+
+def test_while_it_is_made_only_complete_directories_are_visible(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+        writer.stage(MAINS[1]).mkdir()
+        assert [name for name in names_in(tmp_path / "root") if not name.startswith(".")] == [f"0_{MAINS[0]}"]
+        assert is_unfinished(tmp_path / "root")
+        fill_rest = [MAINS[2]]
+        for main in fill_rest:
+            fill(writer, main)
+        writer.finish()
+    assert names_in(tmp_path / "root") == [f"0_{MAINS[0]}", f"1_{MAINS[2]}", "samples.json"]
+
+
+def test_an_unfinished_root_goes_on_with_what_is_complete_listed_or_not(tmp_path: Path):
+    root = tmp_path / "root"
+    make(tmp_path / "whole", MAINS)
+    writer = DirWriter(root, SETTINGS, "data")  # not left: as if the process had been killed
+    for main in MAINS[:2]:
+        fill(writer, main)
+    writer.stage(MAINS[2]).mkdir()
+    assert not (root / "samples.json").exists()
+    (root / "..unfinished.json.x.tmp").touch()
+    check(root, SETTINGS)
+    with DirWriter(root, SETTINGS, "data") as writer:
+        assert writer.same_data
+        assert list(writer.samples) == MAINS[:2]
+        for main in MAINS[2:]:
+            fill(writer, main)
+        writer.finish()
+    assert tree(root) == tree(tmp_path / "whole")
+
+
+def test_the_data_that_changed_are_noticed(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+    with DirWriter(tmp_path / "root", SETTINGS, "other data") as writer:
+        assert not writer.same_data
+
+
+def test_other_settings_are_one_line(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+    with pytest.raises(UserError, match=r"begun with ANN_SEED = 0, not 1"):
+        check(tmp_path / "root", {"ANN_SEED": 1})
+
+
+def test_a_damaged_marker_is_one_line(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+    for content in ("", "{}", '{"settings": 3, "data": ""}'):
+        (tmp_path / "root" / neighbor_dirs.MARKER).write_text(content)
+        with pytest.raises(UserError):
+            check(tmp_path / "root", SETTINGS)
+
+
+def test_a_root_in_which_nothing_was_made_vanishes(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        writer.stage(MAINS[0]).mkdir()
+        writer.drop(MAINS[0])
+        writer.finish()
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_list_is_written_for_several_directories_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dir_writer, "LIST_EVERY_S", 0)
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+        assert list(read_samples(tmp_path / "root")) == MAINS[:1]
+        monkeypatch.setattr(dir_writer, "LIST_EVERY_S", 1e9)
+        fill(writer, MAINS[1])
+        assert list(read_samples(tmp_path / "root")) == MAINS[:1]
+    assert list(read_samples(tmp_path / "root")) == MAINS[:2]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [],
+        {MAINS[0]: []},
+        {MAINS[0]: [MAINS[1]]},
+        {MAINS[0]: [MAINS[0], MAINS[0]]},
+        {MAINS[0]: [MAINS[0], "../../etc/passwd"]},
+        {"..": [".."]},
+        {MAINS[0]: MAINS[0]},
+    ],
+)
+def test_a_list_that_could_lead_out_of_the_root_is_refused(tmp_path: Path, samples):
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
+    with pytest.raises(UserError, match=r"samples\.json"):
+        read_samples(tmp_path)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.photos import encode, load
+from tests.support.servers import PhotoServer
+from utils.embedding import fetcher as fetcher_module
+from utils.embedding.fetch_worker import FetchSettings, Job, load_pixels
+from utils.embedding.fetcher import Fetcher
+from utils.errors import ImageError, UserError
+from utils.images.cache import ImageCache
+from utils.images.preprocess import Preprocess
+from utils.web.download import DownloadLimits
+
+ID = "00000000-0000-5000-8000-{:012d}"
+
+
+def settings_of(cache_dir: Path | str = "") -> FetchSettings:
+    limits = DownloadLimits(timeout_s=20, attempts=1, max_bytes=10**7, allow_local=True, respect_noai=True)
+    return FetchSettings(limits, 10**8, Preprocess((32, 32), "shortest", "bicubic", 0), str(cache_dir), 10**9)
+
+
+def jobs_of(urls: list[str]) -> list[Job]:
+    return [Job(index, ID.format(index), url) for index, url in enumerate(urls)]
+
+
+def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.ndarray:
+    """A loader whose jobs say by their url what happens to them."""
+    what = job.url.rpartition("/")[2]
+    if what == "dies downloading":
+        os._exit(4)
+    with decoding:
+        if what == "dies decoding":
+            os._exit(3)
+        if what == "hangs":
+            threading.Event().wait()
+        if what == "fails":
+            raise ImageError("timeout", "too slow")
+        if what == "breaks":
+            raise ValueError("odd\nbytes")
+        if what == "full":
+            cache.full = "it is full"
+    return np.full((2, 2, 3), job.key % 250, np.uint8)
+
+
+def fetch_all(urls: list[str], n_threads: int = 4, load=play) -> dict[int, str]:
+    """Job -> "" or its failure's text."""
+    with Fetcher(jobs_of(urls), settings_of(), n_threads, 0, 1000, load) as fetcher:
+        results = list(fetcher)
+    assert len(results) == len(urls)
+    for result in results:
+        assert result.error or (result.pixels == result.job.key % 250).all()
+    return {result.job.key: str(result.error or "") for result in results}
+
+
+def test_a_decoder_that_dies_costs_its_image_only():
+    urls = [f"http://h{i % 7}/ok" for i in range(120)]
+    urls[10] = urls[60] = "http://h/dies decoding"
+    urls[20], urls[30] = "http://h/fails", "http://h/breaks"
+    failures = {key: text for key, text in fetch_all(urls).items() if text}
+    assert failures == {
+        10: "bad_image: its decoder's process died (3)",
+        60: "bad_image: its decoder's process died (3)",
+        20: "timeout: too slow",
+        30: "bad_image: ValueError: odd\nbytes",
+    }
+
+
+def test_a_decoder_that_hangs_costs_its_image_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetcher_module, "MAX_DECODE_S", 0.2)
+    urls = [f"http://h{i % 7}/ok" for i in range(60)]
+    urls[10] = "http://h/hangs"
+    failures = {key: text for key, text in fetch_all(urls).items() if text}
+    assert failures == {10: "bad_image: its decoder's process took more than 0.2 s"}
+
+
+def test_many_decoders_that_die_cost_nothing_that_waits():
+    urls = ["http://h/ok"] * 5 + ["http://g/dies decoding"] * 5
+    failures = fetch_all(urls, n_threads=10)
+    assert {key for key, text in failures.items() if text} == set(range(5, 10))
+
+
+def test_a_job_that_kills_its_process_elsewhere_is_given_up_in_the_end():
+    failures = fetch_all(["http://h/dies downloading", *["http://g/ok"] * 6], n_threads=1)
+    assert {key for key, text in failures.items() if text} == {0}
+
+
+def test_processes_that_cannot_work_at_all_are_an_error_and_not_the_images_fault():
+    with pytest.raises(UserError, match="end as soon as they start"):
+        fetch_all(["http://h/dies downloading"] * 60, n_threads=1)
+
+
+def test_a_list_that_breaks_on_the_way_is_raised_where_results_are_read():
+    def jobs():
+        yield jobs_of(["http://h/ok"])[0]
+        raise UserError("line 2 is not JSON")
+
+    with Fetcher(jobs(), settings_of(), 1, 0, 10, play) as fetcher, pytest.raises(UserError, match="line 2"):
+        list(fetcher)
+
+
+def test_no_job_is_begun_while_enough_results_wait():
+    begun = []
+
+    def jobs():
+        for job in jobs_of(["http://h/ok"] * 4000):
+            begun.append(job.key)
+            yield job
+
+    with Fetcher(jobs(), settings_of(), 2, 0, 4, play) as fetcher:
+        iterator = iter(fetcher)
+        for _ in range(10):
+            next(iterator)
+        assert len(begun) <= 10 + 4 + 2 + 16 * 2 + 1
+
+
+def test_leaving_it_early_ends_the_processes():
+    with Fetcher(jobs_of(["http://h/ok"] * 100), settings_of(), 2, 0, 4, play) as fetcher:
+        next(iter(fetcher))
+    assert not any(worker.process.is_alive() for worker in fetcher._workers)
+
+
+def test_a_cache_that_is_full_is_said_once(caplog: pytest.LogCaptureFixture):
+    fetch_all(["http://h/full", "http://h/ok", "http://h/ok"], n_threads=1)
+    assert [record.message for record in caplog.records] == [
+        "the image cache takes no more: it is full; embedding goes on"
+    ]
+
+
+class SlowHost(PhotoServer):
+    """Answers /slow... only once it was asked for all that is not slow; notes how many were in flight at once."""
+
+    def __init__(self, photo: bytes, n_others: int) -> None:
+        super().__init__({})
+        self.photo, self.n_others = photo, n_others
+        self.in_flight = self.most = 0
+        self.all_others, self.counting = threading.Event(), threading.Lock()
+
+    def answer(self, request) -> None:
+        with self.counting:
+            self.in_flight += 1
+            self.most = max(self.most, self.in_flight)
+            others = sum(n for name, n in self.requests.items() if "slow" not in name)
+        if others >= self.n_others:
+            self.all_others.set()
+        if "slow" in request.path:
+            self.all_others.wait(15)
+        self.files = {request.path.lstrip("/"): self.photo}
+        with self.counting:
+            self.in_flight -= 1
+        super().answer(request)
+
+
+def test_a_slow_host_does_not_hold_up_the_others():
+    photo = encode(load("chelsea.png"), "JPEG")
+    with SlowHost(photo, 5) as slow:
+        port = slow.url.rpartition(":")[2]
+        urls = [f"{slow.url}/slow{i}.jpg" for i in range(12)] + [f"http://localhost:{port}/{i}.jpg" for i in range(5)]
+        start = time.monotonic()
+        with Fetcher(jobs_of(urls), settings_of(), 4, 0, 100) as fetcher:
+            results = list(fetcher)
+    assert [str(result.error) for result in results if result.error] == []
+    assert slow.all_others.is_set() and time.monotonic() - start < 60
+
+
+def test_a_host_is_asked_for_no_more_than_its_limit_at_once():
+    photo = encode(load("chelsea.png"), "JPEG")
+    with SlowHost(photo, 0) as server:
+        with Fetcher(jobs_of([f"{server.url}/{i}.jpg" for i in range(30)]), settings_of(), 8, 2, 100) as fetcher:
+            assert not [result for result in fetcher if result.error]
+        assert server.most <= 2
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path: Path, photo_server: PhotoServer):
+    import contextlib
+    import multiprocessing
+
+    name = next(name for name in photo_server.files if name.endswith(".jpg"))
+    job, settings = jobs_of([f"{photo_server.url}/{name}"])[0], settings_of(tmp_path)
+    cache = ImageCache(str(tmp_path), 10**9, multiprocessing.Value("q", 0))
+    first = load_pixels(job, settings, cache, contextlib.nullcontext())
+    path = cache.find(job.id)
+    assert path.read_bytes() == photo_server.files[name] and photo_server.requests.total() == 1
+    load_pixels(job, settings, cache, contextlib.nullcontext())
+    assert photo_server.requests.total() == 1
+    path.write_bytes(path.read_bytes()[:500])
+    assert (load_pixels(job, settings, cache, contextlib.nullcontext()) == first).all()
+    assert photo_server.requests.total() == 2 and path.read_bytes() == photo_server.files[name]

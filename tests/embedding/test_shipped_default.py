@@ -1,0 +1,82 @@
+"""The default as shipped, config.py and all: ViT-B-32 from the hub, which a loopback server plays."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+from tests.support.offline_model import WEIGHTS_NAME
+from tests.support.servers import closed_port
+from utils.store.collection import open_collection, read_ids, read_vectors
+
+# What comes before torch is loaded, without it.
+FETCH = f"weights._fetch('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ['{WEIGHTS_NAME}'])"
+LOCATE = "weights.locate('hf-hub:ORG/NAME', '')"
+
+
+def in_process_of_its_own(call, environment):
+    code = f"from utils import cli, weights; cli.run(lambda: {call} and 0)"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
+
+def write_list(folder, urls):
+    """data/formatted.json in `folder`, as a user puts it there."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
+
+
+def assert_one_line(result):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.rstrip().endswith(lines[0])
+    assert "Traceback" not in result.stderr
+    assert "local-dir:" in lines[0]  # the way out, where the hub is out of reach
+    return lines[0]
+
+
+def test_embeds_with_the_constants_as_shipped(run_script, photo_server, photos, fake_hub, seeded_vit, tmp_path):
+    write_list(tmp_path, [f"{photo_server.url}/{photo.name}" for photo in photos[:3]])
+    hub = fake_hub(seeded_vit, "cut")
+    environment = hub.environment(tmp_path / "hf")
+    assert_one_line(in_process_of_its_own(FETCH, environment))
+
+    hub.mode = "normal"
+    first = run_script("embed.py", "--download-allow-local", env=environment)
+    assert first.returncode == 0, first.stderr
+    assert json.loads((tmp_path / "data/failed.json").read_text()) == []
+    assert any("CLIP-ViT-B-32-laion2B-s34B-b79K" in request for request in hub.requests)
+    collection = open_collection(tmp_path / "data/chroma", "images")
+    assert read_vectors(collection, read_ids(collection)).shape == (3, 512)
+
+    hub.requests.clear()
+    second = run_script("embed.py", "--download-allow-local", env=environment)
+    assert second.returncode == 0, second.stderr
+    assert not hub.requests
+
+    hub.mode = "refuse"  # the weights are in the hub's cache by now
+    assert in_process_of_its_own(FETCH, environment).returncode == 0
+    assert not hub.requests
+
+
+def test_hub_out_of_reach_is_one_line_within_reasonable_time(fake_hub, tmp_path):
+    home = tmp_path / "hf"
+    never_served = tmp_path / "weights"
+    never_served.touch()
+    troubles = [
+        fake_hub(never_served, "refuse").environment(home),
+        # The hub client's own variable, so that the test need not wait its 10 seconds.
+        {**fake_hub(never_served, "hang").environment(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+        {"HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"},
+        {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+    ]
+    for trouble in troubles:
+        assert "weights of ORG/NAME cannot be fetched" in assert_one_line(in_process_of_its_own(LOCATE, trouble))

@@ -1,0 +1,98 @@
+"""utils/embedding/weights.py: which model it is, where its weights are, and one line where there are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from utils.embedding import weights
+from utils.errors import UserError
+from utils.store.model import same_model
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A local-dir as far as its files go."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def identify(folder: Path) -> dict[str, str]:
+    return weights.identify(f"local-dir:{folder}", "ignored")
+
+
+def test_a_local_model_is_its_files_wherever_they_are(local, tmp_path):
+    before = identify(local)
+    moved = shutil.move(local, tmp_path / "moved")
+    assert same_model(before, identify(moved))
+    (moved / "open_clip_model.safetensors").write_bytes(b"others")
+    assert not same_model(before, identify(moved))
+
+
+@pytest.mark.parametrize("name", ["open_clip_config.json", "open_clip_model.safetensors"])
+def test_a_local_model_that_lacks_a_file_is_one_line(local, name):
+    (local / name).unlink()
+    with pytest.raises(UserError, match=r"has no (weights|open_clip_config.json).*; use weights on this machine"):
+        identify(local)
+    with pytest.raises(UserError, match="has no"):
+        weights.locate(f"local-dir:{local}", "")
+
+
+def test_of_several_checkpoints_the_one_that_open_clip_takes_counts(local):
+    before = identify(local)
+    (local / "pytorch_model.bin").write_bytes(b"others")
+    assert same_model(before, identify(local))
+
+
+def test_a_checkpoint_is_a_model_together_with_its_architecture(tmp_path):
+    path = tmp_path / "vit.pt"
+    path.write_bytes(b"weights")
+    small, again = weights.identify("ViT-B-32", str(path)), weights.identify("ViT-B/32", str(path))
+    assert same_model(small, again)
+    assert not same_model(small, weights.identify("ViT-B-16", str(path)))
+    assert not same_model(small, weights.identify("ViT-B-32", "openai"))
+
+
+def test_tags_are_read_as_open_clip_reads_them():
+    one, other = weights.identify("ViT-B-32", "laion2b_s34b_b79k"), weights.identify("ViT-B/32", "LAION2B-s34b-b79k")
+    assert same_model(one, other)
+    assert not same_model(one, weights.identify("ViT-B-32", "openai"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("ViT-B-32", "", "CLIP_PRETRAINED is empty, which would mean random weights"),
+        ("local-dir:", "", "names no model"),
+    ],
+)
+def test_what_would_mean_random_weights_is_one_line(name, tag, words):
+    with pytest.raises(UserError, match=words):
+        weights.identify(name, tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("ViT-B-33", "openai", "is unknown to open_clip"),
+        ("ViT-B-32", "no_such_tag", r"is no tag of ViT-B-32 \(known: .*laion2b_s34b_b79k.*\) and no file"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", r"trained without QuickGELU|cannot be fetched|is no tag"),
+    ],
+)
+def test_unknown_names_and_tags_list_what_is_known(name, tag, words):
+    with pytest.raises(UserError, match=words) as raised:
+        weights.locate(name, tag)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_says_itself_that_its_text_tower_means_nothing(local):
+    assert not weights.is_image_only(f"local-dir:{local}")
+    (local / "open_clip_config.json").write_text(json.dumps({"image_only": True}))
+    assert weights.is_image_only(f"local-dir:{local}")
+    assert not weights.is_image_only("ViT-B-32")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from utils.errors import ImageError, UserError
+from utils.items.formatted import REST_FIELD, from_ids, item_id, read_items, restore_item, to_ids, to_metadata
+from utils.store import collection as collections
+
+TEXT = st.text(st.characters(), max_size=8)  # lone surrogates and NUL included
+NAMES = st.one_of(TEXT, st.sampled_from(["", "$in", "#x", "chroma:document", "_rest_json", "id", "url", "a.b"]))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), TEXT, st.sampled_from([2**63, -(2**63), -0.0])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    max_leaves=5,
+)
+ITEMS = st.dictionaries(NAMES, VALUES, max_size=6).map(lambda item: {"url": "http://x/", **item})
+
+
+def same(one: object, other: object) -> bool:
+    """Equal in type, too; NaN is itself."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        is_nan = math.isnan(one) and math.isnan(other)
+        return is_nan or (one == other and math.copysign(1, one) == math.copysign(1, other))
+    return type(one) is type(other) and one == other
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory):
+    return collections.create(tmp_path_factory.mktemp("chroma"), "items", {})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(items=st.lists(ITEMS, min_size=8, max_size=24))
+@example(items=[{"url": "u", "a": None, "b": {}, "c": [], "d": [1, "x"], "e": [True, 1], "f": math.inf, "g": 2**63}])
+@example(items=[{"url": "u", "a": -0.0, "b": [0.0, -0.0], "c": 5e-324}])
+@example(items=[{"url": "u", "": 1, "$a": 1, "#b": 1, "chroma:c": 1, REST_FIELD: "{}", "\ud800": "\udfff", "n": "\0"}])
+def test_items_survive_chroma_exactly(collection, items: list[dict]):
+    ids = [str(uuid.uuid4()) for _ in items]
+    vectors = np.ones((len(items), 2), np.float32)
+    collection.upsert(ids=ids, embeddings=vectors, metadatas=[to_metadata(item) for item in items])
+    for item, metadata in zip(items, collections.read_metadata(collection, ids)):
+        assert same(restore_item(metadata), item)
+    collection.delete(ids=ids)
+
+
+@given(item=ITEMS)
+def test_metadata_survives_json_exactly(item: dict):
+    assert same(json.loads(json.dumps(to_metadata(item), ensure_ascii=False).encode()), to_metadata(item))
+
+
+def test_plain_values_are_stored_under_their_own_names():
+    item = {"url": "u", "a": 1, "b": 1.5, "c": True, "d": ["x", "y"]}
+    assert to_metadata(item) == item
+
+
+def test_the_id_is_uuid5_of_the_field_as_given():
+    assert item_id({"url": "http://x/ä "}, "url") == uuid.uuid5(uuid.NAMESPACE_URL, "http://x/ä ")
+    assert item_id({"url": "http://x/", "sku": 7}, "sku") == uuid.uuid5(uuid.NAMESPACE_URL, "7")
+
+
+@pytest.mark.parametrize(
+    "item", [None, [], "http://x/", {}, {"url": ""}, {"url": " "}, {"url": 5}, {"url": None}, {"url": "\ud800"}]
+)
+def test_what_has_no_usable_url_is_a_bad_record(item: object):
+    with pytest.raises(ImageError, match="bad_record"):
+        item_id(item, "url")
+
+
+def test_ids_are_packed_and_unpacked():
+    texts = [str(uuid.uuid4()) for _ in range(5)]
+    assert from_ids(to_ids(texts)) == texts
+    with pytest.raises(ValueError):
+        to_ids(["x"])
+    with pytest.raises(ValueError):
+        to_ids(["A" + texts[0][1:].upper()])
+
+
+def test_jsonl_is_read_line_by_line_and_blank_lines_are_skipped(tmp_path: Path):
+    path = tmp_path / "list.jsonl"
+    path.write_text('\ufeff{"url": "a"}\n\n  \n{"url": "b"}', encoding="utf-8")
+    assert [item["url"] for item in read_items(path)] == ["a", "b"]
+    path.write_text('{"url": "a"}\n{"url": ')
+    items = read_items(path)
+    assert next(items) == {"url": "a"}
+    with pytest.raises(UserError, match="line 2, is not JSON"):
+        next(items)
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
+def test_bytes_that_are_no_text_and_bottomless_nesting_are_one_line(tmp_path: Path, name: str):
+    for content in (b"\xff\xfe\x00[", b"[" * 200_000):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="is not JSON"):
+            list(read_items(tmp_path / name))

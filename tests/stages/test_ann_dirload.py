@@ -1,0 +1,414 @@
+"""ann_dirload.py: what a reviewer and his file manager left, and what it comes to."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+import ann_dirload
+from tests.support.annotation_data import ANNOTATED, ROOT, id_of, image_bytes, tree
+from utils.annotation import neighbor_dirs
+from utils.annotation.dir_writer import DirWriter
+from utils.annotation.records import lock_path
+from utils.errors import UserError
+from utils.lock import hold
+
+N_DIRS, N_IMAGES = 4, 5
+SAMPLES = {
+    id_of(f"{main}/0"): [id_of(f"{main}/{rank}") for rank in range(N_IMAGES)] for main in range(N_DIRS)
+}  # no image in two directories
+MAINS = list(SAMPLES)
+
+
+def make_root(root: Path = ROOT, samples: dict[str, list[str]] = SAMPLES) -> None:
+    with DirWriter(root, {}, "") as writer:
+        for main, listed in samples.items():
+            folder = writer.stage(main)
+            folder.mkdir()
+            for rank, id_ in enumerate(listed):
+                (folder / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(image_bytes(rank))
+            writer.commit(main, listed)
+        writer.finish()
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_root()
+
+
+def folder(index: int) -> Path:
+    (path,) = ROOT.glob(f"{index}_*")
+    return path
+
+
+def image(index: int, rank: int) -> Path:
+    (path,) = folder(index).glob(f"{rank}_*")
+    return path
+
+
+def ids(index: int, *ranks: int) -> list[str]:
+    return [SAMPLES[MAINS[index]][rank] for rank in ranks]
+
+
+def dirload(*flags: object) -> list[dict[str, list[str]]]:
+    assert ann_dirload.main([str(flag) for flag in flags]) == 0
+    return json.loads(ANNOTATED.read_text()) if ANNOTATED.exists() else []
+
+
+ALL = [{"pos": ids(index, 0, 1, 2, 3, 4), "neg": []} for index in range(N_DIRS)]
+
+
+def test_what_stays_is_positive_and_what_was_deleted_negative(capsys):
+    image(0, 2).unlink()
+    image(0, 4).unlink()
+    image(2, 1).unlink()
+    expected = [
+        {"pos": ids(0, 0, 1, 3), "neg": ids(0, 2, 4)},
+        ALL[1],
+        {"pos": ids(2, 0, 2, 3, 4), "neg": ids(2, 1)},
+        ALL[3],
+    ]
+    assert dirload() == expected
+    out = capsys.readouterr().out
+    assert "loaded 4 directories, 2 of them untouched" in out
+    assert "positives 17, negatives 3" in out
+    assert "can be deleted" in out
+    assert out.splitlines()[-1].startswith("warning: nothing was deleted in the last 1 ")
+
+
+def test_a_second_run_changes_no_byte(capsys):
+    image(0, 2).unlink()
+    dirload()
+    before = tree(Path("data"))
+    capsys.readouterr()
+    dirload()
+    after = {name: content for name, content in tree(Path("data")).items() if not name.startswith("logs")}
+    assert after == {name: content for name, content in before.items() if not name.startswith("logs")}
+    assert "already annotated 4" in capsys.readouterr().out
+
+
+def test_records_are_added_to_those_that_are_there():
+    old = {"pos": [id_of("old")], "neg": [id_of("other")]}
+    ANNOTATED.write_text(json.dumps([old]))
+    assert dirload() == [old, *ALL]
+    assert json.loads(Path("data/annotated.json.bak").read_text()) == [old]
+
+
+def test_a_deleted_directory_is_discarded(capsys):
+    shutil.rmtree(folder(1))
+    assert dirload() == [ALL[0], ALL[2], ALL[3]]
+    assert "discarded 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["delete", "empty directory", "empty file", "sub-folder"])
+def test_a_directory_without_its_main_image_is_not_recorded(spoil, capsys):
+    if spoil == "delete":
+        image(1, 0).unlink()
+    elif spoil == "empty directory":
+        for rank in range(N_IMAGES):
+            image(1, rank).unlink()
+    elif spoil == "empty file":
+        image(1, 0).write_bytes(b"")
+    else:
+        (folder(1) / "sub").mkdir()
+        image(1, 0).rename(folder(1) / "sub" / image(1, 0).name)
+    assert dirload() == [ALL[0], ALL[2], ALL[3]]
+    captured = capsys.readouterr()
+    message = f"1_{MAINS[1]}: main image missing; restore 0_{MAINS[1]} or delete the directory to discard it"
+    assert message in captured.err
+    assert "skipped 1 (main image missing 1)" in captured.out
+    assert "can be deleted" not in captured.out
+
+
+def test_a_directory_that_is_not_listed_is_skipped_with_a_message(capsys):
+    (ROOT / f"9_{id_of('stranger')}").mkdir()
+    (ROOT / "notes").mkdir()
+    assert dirload() == ALL
+    captured = capsys.readouterr()
+    assert f"9_{id_of('stranger')}: not in samples.json" in captured.err
+    assert "notes: not in samples.json" in captured.err
+    assert "skipped 2 (not in samples.json 2)" in captured.out
+
+
+def test_a_main_image_that_is_a_positive_elsewhere_is_loaded_with_a_message(capsys):
+    old = {"pos": [id_of("old"), MAINS[1]], "neg": []}
+    ANNOTATED.write_text(json.dumps([old]))
+    assert dirload() == [old, *ALL]
+    assert "positive of another directory" in capsys.readouterr().err
+
+
+def test_a_record_of_exactly_these_samples_counts_as_loaded():
+    other_order = {"pos": ids(1, 3, 0), "neg": ids(1, 4, 2, 1)}
+    ANNOTATED.write_text(json.dumps([other_order]))
+    assert dirload() == [other_order, ALL[0], ALL[2], ALL[3]]
+
+
+def test_untouched_directories_at_the_end_are_named_last(capsys):
+    image(1, 3).unlink()
+    dirload()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "last 2 directories" in last
+    assert f"2_{MAINS[2]} to 3_{MAINS[3]}" in last
+
+
+def test_a_reviewer_who_got_to_the_end_is_not_warned(capsys):
+    shutil.rmtree(folder(3))
+    dirload()
+    assert "warning" not in capsys.readouterr().out
+
+
+JUNK = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "ehthumbs.db", "notes.txt"]
+
+
+def test_what_file_managers_leave_behind_is_no_image():
+    deleted = image(0, 2)
+    deleted.unlink()
+    for name in [*JUNK, f"._{deleted.name}", f"{deleted.name}.xmp", f"{deleted.stem}.json", f"{deleted.name}~"]:
+        (folder(0) / name).write_bytes(b"junk")
+    (ROOT / ".Trash-1000" / "files").mkdir(parents=True)
+    (ROOT / ".Trash-1000" / "files" / deleted.name).write_bytes(image_bytes(2))
+    (ROOT / "__MACOSX" / folder(0).name).mkdir(parents=True)
+    (ROOT / "__MACOSX" / folder(0).name / f"._{deleted.name}").write_bytes(b"junk")
+    assert dirload()[0] == {"pos": ids(0, 0, 1, 3, 4), "neg": ids(0, 2)}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda path: path.with_suffix(".png"),
+        lambda path: path.with_suffix(".JPEG"),
+        lambda path: path.with_name(path.name.upper()),
+        lambda path: path.with_name(f"good one {path.name}"),
+        lambda path: path.with_name(path.name.split("_")[1]),
+        lambda path: path.with_name(f"{path.stem} (1).jpg"),
+        lambda path: path.with_name(f"{path.stem} - Copy.jpg"),
+        lambda path: path.with_name(f"{path.stem} – Kopie.jpg"),
+        lambda path: path.with_name(unicodedata.normalize("NFD", f"größer {path.name}")),
+        lambda path: path.with_name("".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in path.stem) + ".jpg"),
+    ],
+)
+def test_a_renamed_image_is_kept(rename):
+    for rank in (0, 3):
+        image(0, rank).rename(rename(image(0, rank)))
+    assert dirload() == ALL
+
+
+def test_copies_count_once_and_stand_for_the_original():
+    for rank in (1, 2):
+        path = image(0, rank)
+        shutil.copy(path, path.with_name(f"{path.stem} (1).jpg"))
+        shutil.copy(path, path.with_name(f"{path.stem} - Copy.jpg"))
+        if rank == 2:
+            path.unlink()
+    assert dirload() == ALL
+
+
+def test_a_renamed_directory_is_known_by_its_id():
+    folder(1).rename(ROOT / f"zz done {MAINS[1].upper()}")
+    assert dirload() == ALL
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    path = image(0, 2)
+    path.rename(tmp_path / "away.jpg")
+    path.symlink_to(tmp_path / "away.jpg")
+    shutil.copytree(folder(1), tmp_path / "elsewhere")
+    shutil.rmtree(folder(1))
+    (ROOT / f"1_{MAINS[1]}").symlink_to(tmp_path / "elsewhere")
+    assert dirload() == [{"pos": ids(0, 0, 1, 3, 4), "neg": ids(0, 2)}, ALL[2], ALL[3]]
+
+
+@pytest.mark.parametrize("where", ["other directory", "sub-folder", "root", "empty", "folder in root"])
+def test_an_image_found_elsewhere_is_neither_kept_nor_deleted(where, capsys):
+    path = image(0, 2)
+    if where == "empty":
+        path.write_bytes(b"")
+    else:
+        target = {
+            "other directory": folder(1),
+            "sub-folder": folder(0) / "bad ones",
+            "root": ROOT,
+            "folder in root": ROOT / "doubtful",
+        }[where]
+        target.mkdir(exist_ok=True)
+        path.rename(target / path.name)
+    records = dirload()
+    assert records == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
+    err = capsys.readouterr().err
+    assert f"{folder(0).name}: {ids(0, 2)[0]} is " in err
+
+
+def test_an_image_that_belongs_to_two_directories_is_judged_in_each(tmp_path):
+    shared = id_of("shared")
+    samples = {MAINS[0]: [*ids(0, 0, 1, 2), shared], MAINS[1]: [*ids(1, 0), shared, *ids(1, 1, 2)]}
+    shutil.rmtree(ROOT)
+    make_root(samples=samples)
+    (folder(0) / f"3_{shared}.jpg").unlink()
+    assert dirload() == [{"pos": ids(0, 0, 1, 2), "neg": [shared]}, {"pos": samples[MAINS[1]], "neg": []}]
+
+
+def test_a_shared_image_dragged_from_one_directory_to_the_other_is_known_by_its_rank():
+    shared = id_of("shared")
+    samples = {MAINS[0]: [*ids(0, 0, 1, 2), shared], MAINS[1]: [*ids(1, 0), shared, *ids(1, 1, 2)]}
+    shutil.rmtree(ROOT)
+    make_root(samples=samples)
+    (folder(0) / f"3_{shared}.jpg").rename(folder(1) / f"3_{shared}.jpg")
+    assert dirload() == [{"pos": ids(0, 0, 1, 2), "neg": []}, {"pos": samples[MAINS[1]], "neg": []}]
+
+
+def test_a_directory_inside_another_is_reported_and_not_recorded(capsys):
+    folder(1).rename(folder(0) / folder(1).name)
+    assert dirload() == [ALL[0], ALL[2], ALL[3]]
+    captured = capsys.readouterr()
+    assert "does not lie directly in" in captured.err
+    assert "discarded 0" in captured.out
+
+
+def test_two_directories_with_one_main_image_are_reported_and_not_recorded(capsys):
+    shutil.copytree(folder(1), ROOT / f"1_{MAINS[1]} - Copy")
+    assert dirload() == [ALL[0], ALL[2], ALL[3]]
+    assert "of one main image; keep one" in capsys.readouterr().err
+
+
+def test_a_directory_that_lost_its_id_is_not_taken_for_discarded(capsys):
+    folder(1).rename(ROOT / "cats")
+    assert dirload() == [ALL[0], ALL[2], ALL[3]]
+    captured = capsys.readouterr()
+    assert "no directory has this id" in captured.err
+    assert "discarded 0" in captured.out
+
+
+def test_several_folders_are_loaded_together_and_images_may_move_between_them(capsys):
+    half = N_DIRS // 2
+    shutil.rmtree(ROOT)
+    make_root(Path("a"), dict(list(SAMPLES.items())[:half]))
+    make_root(Path("b"), dict(list(SAMPLES.items())[half:]))
+    (moved,) = Path("a").glob("0_*/2_*")
+    moved.rename(next(Path("b").glob("0_*")) / moved.name)
+    assert dirload("a", "b") == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
+
+
+def test_dry_run_changes_nothing(capsys):
+    image(0, 2).unlink()
+    dirload("--dry-run")
+    assert not ANNOTATED.exists()
+    assert f"{folder(0).name}: 4 positives, 1 negatives" in capsys.readouterr().out
+
+
+def test_replace_reads_every_directory_again(capsys):
+    old = {"pos": [id_of("old")], "neg": []}
+    ANNOTATED.write_text(json.dumps([old]))
+    dirload()
+    image(1, 2).unlink()
+    shutil.rmtree(folder(2))
+    assert dirload() == [old, *ALL], "not without the switch"
+    assert dirload("--replace") == [old, ALL[0], {"pos": ids(1, 0, 1, 3, 4), "neg": ids(1, 2)}, ALL[2], ALL[3]]
+    assert "their records stay" in capsys.readouterr().err
+
+
+def test_undo_takes_back_the_last_load_once():
+    dirload()
+    first = ANNOTATED.read_bytes()
+    image(0, 1).unlink()
+    dirload("--replace")
+    second = ANNOTATED.read_bytes()
+    assert dirload("--undo") == json.loads(first)
+    assert ANNOTATED.read_bytes() == first
+    assert Path("data/annotated.json.undone").read_bytes() == second
+    with pytest.raises(UserError, match="nothing to take back"):
+        dirload("--undo")
+
+
+def test_undo_of_the_first_load_leaves_an_empty_list():
+    dirload()
+    assert dirload("--undo") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "{}",
+        '[{"pos": []}]',
+        '[{"pos": [], "neg": []}]',
+        '[{"pos": ["../../x"], "neg": []}]',
+        '[{"pos": [1], "neg": []}]',
+    ],
+)
+def test_malformed_annotated_data_is_one_line_and_nothing_changes(content):
+    ANNOTATED.write_text(content)
+    with pytest.raises(UserError) as error:
+        dirload()
+    assert "\n" not in str(error.value)
+    assert ANNOTATED.read_text() == content
+
+
+@pytest.mark.parametrize("content", [None, "[", "[]", '{"../x": ["../x"]}', f'{{"{MAINS[0]}": ["{MAINS[1]}"]}}'])
+def test_missing_or_malformed_samples_are_one_line(content):
+    if content is None:
+        (ROOT / "samples.json").unlink()
+    else:
+        (ROOT / "samples.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        dirload()
+    assert "\n" not in str(error.value)
+    assert not ANNOTATED.exists()
+
+
+def test_a_missing_folder_is_one_line():
+    shutil.rmtree(ROOT)
+    with pytest.raises(UserError, match=r"data.dirrify does not exist"):
+        dirload()
+
+
+def test_it_imports_nothing_heavy():
+    heavy = ("numpy", "chromadb", "torch", "PIL", "requests")
+    code = f"import sys, ann_dirload; print([name for name in {heavy} if name in sys.modules])"
+    repository = Path(ann_dirload.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_two_at_a_time_are_one_too_many():
+    with hold(lock_path(ANNOTATED), "annotated data"), pytest.raises(UserError, match=r"in use by pid \d+ on .* since"):
+        dirload()
+    assert not ANNOTATED.exists()
+
+
+def test_a_folder_that_is_being_made_is_waited_for(monkeypatch):
+    monkeypatch.setattr(ann_dirload, "WAIT_S", 0.1)
+    (ROOT / neighbor_dirs.MARKER).write_text("{}")
+    with hold(neighbor_dirs.lock_path(ROOT), str(ROOT)), pytest.raises(UserError, match=r"dirrify is in use by pid"):
+        dirload()
+
+
+def test_a_folder_that_was_left_unfinished_is_read_as_it_is(capsys):
+    (ROOT / neighbor_dirs.MARKER).write_text("{}")
+    assert dirload() == ALL
+    assert "is not finished: python ann_dirrify.py goes on with it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_changes_nothing(monkeypatch, call):
+    dirload()
+    before = ANNOTATED.read_bytes()
+    image(0, 1).unlink()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "annotated.json")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, call, fail)
+        dirload("--replace")
+    assert ANNOTATED.read_bytes() == before
+    assert not [path for path in Path("data").iterdir() if path.name.endswith(".tmp")]
+    assert dirload("--replace")[0]["neg"] == ids(0, 1)

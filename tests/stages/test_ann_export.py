@@ -1,0 +1,437 @@
+"""ann_export.py: every format by its content and by its real consumer, and splits that do not leak."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ann_export
+from tests.benchmarks import labeled_sets, metric_learning
+from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors, tree
+from utils.errors import UserError
+from utils.export import formats
+from utils.export.outputs import replacing_all
+from utils.export.splits import check_shares, split_items
+
+N = 60
+N_VIEWS = 180
+OUT = Path("data/export")
+SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
+IDS = [id_of(str(i)) for i in range(12)]
+
+
+def write_annotated(records):
+    ANNOTATED.parent.mkdir(parents=True, exist_ok=True)
+    ANNOTATED.write_text(json.dumps(records))
+
+
+def export(*flags):
+    return ann_export.main(["--logs-dir-path", "", *map(str, flags)])
+
+
+def rows(name):
+    with (OUT / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def lines(name):
+    return (OUT / name).read_text().splitlines()
+
+
+@pytest.fixture
+def ids(tmp_path, monkeypatch):
+    """A collection with a full cache, and ten groups apart: 1 main, 2 positives, 2 negatives each; the last has no
+    negative."""
+    monkeypatch.chdir(tmp_path)
+    ids = make_collection(random_vectors(N), [f"https://example.org/{i}" for i in range(N)])
+    fill_cache(ids)
+    groups = [ids[start : start + 5] for start in range(0, 50, 5)]
+    write_annotated([{"pos": g[:3], "neg": g[3:] if g != groups[-1] else []} for g in groups])
+    return ids
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+@st.composite
+def annotations(draw):
+    """Records over few ids, so that they overlap, repeat and contradict; vectors with near duplicates; ids gone."""
+    records = []
+    for _ in range(draw(st.integers(1, 8))):
+        listed = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=6, unique=True))
+        n_kept = draw(st.integers(1, len(listed)))
+        records.append({"pos": listed[:n_kept], "neg": listed[n_kept:]})
+    there = sorted(draw(st.sets(st.sampled_from(IDS))))
+    corners = draw(st.lists(st.integers(0, 7), min_size=len(there), max_size=len(there)))
+    vectors = np.eye(8, dtype=np.float32)[corners].reshape(-1, 8)
+    return records, there, vectors, draw(st.integers(0, 3))
+
+
+def make_material(drawn):
+    records, there, vectors, seed = drawn
+    row_of = {id_: row for row, id_ in enumerate(there)}
+    material = ann_export.Material(records, there, vectors, row_of, value_of={id_: id_ for id_ in there})
+    material.split_of = split_items(records, row_of, vectors, 0.98, SHARES, seed)
+    return material
+
+
+@settings(deadline=None)
+@given(annotations())
+def test_pairs_reproduce_the_annotations_exactly(drawn):
+    records = drawn[0]
+    again = {number: {"pos": [record["pos"][0]], "neg": []} for number, record in enumerate(records)}
+    with tempfile.TemporaryDirectory() as folder:
+        ann_export.write_pairs(make_material(drawn), Path(folder))
+        with (Path(folder) / "pairs.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                assert row["id_a"] == again[int(row["group"])]["pos"][0]
+                again[int(row["group"])]["pos" if row["label"] == "1" else "neg"].append(row["id_b"])
+    assert list(again.values()) == records
+
+
+@settings(deadline=None)
+@given(annotations())
+def test_no_split_leaks(drawn):
+    records, there, vectors, _ = drawn
+    material = make_material(drawn)
+    split_of = material.split_of
+    assert set(split_of.values()) <= set(SHARES)
+    for record in records:
+        assert len({split_of[id_] for id_ in record["pos"]}) == 1
+    for a, b in itertools.combinations([id_ for id_ in there if id_ in split_of], 2):
+        if vectors[there.index(a)] @ vectors[there.index(b)] >= 0.98:
+            assert split_of[a] == split_of[b]
+    homes: dict[str, set[str]] = {}
+    for pair in ann_export.pairs(material):
+        if pair.split:
+            homes.setdefault(pair.main, set()).add(pair.split)
+            homes.setdefault(pair.item, set()).add(pair.split)
+    for record in records:
+        group = ann_export.usable(record, material, ann_export.LeftOut())
+        for id_ in [group.query, *group.positives, *group.negatives] if group else []:
+            homes.setdefault(id_, set()).add(split_of[record["pos"][0]])
+    assert all(len(splits) == 1 for splits in homes.values())
+
+
+@settings(deadline=None)
+@given(annotations())
+def test_every_negative_is_exported_or_counted(drawn):
+    material, left_out = make_material(drawn), ann_export.LeftOut()
+    groups = [ann_export.usable(record, material, left_out) for record in material.records]
+    known = [
+        id_
+        for record in material.records
+        if record["pos"][0] in material.row_of
+        for id_ in record["neg"]
+        if id_ in material.row_of
+    ]
+    assert sum(len(group.negatives) for group in groups if group) + left_out.other_split == len(known)
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+def test_splits_have_the_shares_of_the_groups(ids):
+    assert export("--ann-export-format", "qrels") == 0
+    sizes = Counter(
+        name for name in SHARES for _ in {line.split()[0] for line in lines(f"qrels.{name}.txt") if line.strip()}
+    )
+    assert sizes == {"train": 8, "validation": 1, "test": 1}  # the shipped shares
+
+
+def test_triplets_are_all_of_each_group_in_the_order_of_columns(ids, capsys):
+    assert export("--ann-export-value", "id") == 0
+    found = {tuple(row.values()) for split in ("train", "validation", "test") for row in rows(f"triplets.{split}.csv")}
+    records = json.loads(ANNOTATED.read_text())
+    assert found == {(r["pos"][0], p, n) for r in records for p in r["pos"][1:] for n in r["neg"]}
+    assert lines("triplets.train.csv")[0] == "anchor,positive,negative"
+    captured = capsys.readouterr()
+    assert "groups that yield nothing, by their main images: 1" in captured.out
+    assert records[-1]["pos"][0] in captured.err
+
+
+def test_values_are_paths_of_cached_images_or_urls(ids, capsys):
+    lost = next(Path("data/images").rglob(f"{ids[1]}.jpg"))
+    lost.unlink()
+    export()
+    used = {
+        value
+        for split in ("train", "validation", "test")
+        for row in rows(f"triplets.{split}.csv")
+        for value in row.values()
+    }
+    assert used and all(Path(value).is_file() for value in used)
+    assert not any(ids[1] in value for value in used)
+    captured = capsys.readouterr()
+    assert "images without an image in the cache, left out: 1" in captured.out and ids[1] in captured.err
+    export("--ann-export-value", "url")
+    assert rows("triplets.train.csv")[0]["anchor"].startswith("https://example.org/")
+
+
+def test_ids_that_left_the_collection_are_reported(ids, capsys):
+    gone = id_of("gone")
+    write_annotated([{"pos": ids[:2], "neg": [ids[2], gone]}])
+    assert export("--ann-export-format", "pairs") == 0
+    row = rows("pairs.csv")[-1]
+    assert (row["id_b"], row["label"], row["similarity"], row["rank"]) == (gone, "0", "", "")
+    export("--ann-export-value", "id")
+    captured = capsys.readouterr()
+    assert "ids no longer in collection images, left out: 1" in captured.out and gone in captured.err
+    assert {row["negative"] for row in rows("triplets.train.csv")} == {ids[2]}
+
+
+def test_pairs_have_similarity_and_rank(ids):
+    export("--ann-export-format", "pairs")
+    for _, group in itertools.groupby(rows("pairs.csv"), lambda row: row["group"]):
+        ranked = sorted(group, key=lambda row: int(row["rank"]))
+        assert [int(row["rank"]) for row in ranked] == list(range(1, len(ranked) + 1))
+        similarities = [float(row["similarity"]) for row in ranked]
+        assert similarities == sorted(similarities, reverse=True)
+    vectors = random_vectors(N)
+    first = rows("pairs.csv")[0]
+    assert float(first["similarity"]) == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
+
+
+def test_near_duplicates_stay_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vectors = random_vectors(40, 64)
+    vectors[5::5] = vectors[0] + 0.01 * vectors[5::5]  # the main images are copies of one
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = make_collection(vectors, [str(i) for i in range(40)])
+    write_annotated([{"pos": ids[i : i + 2], "neg": ids[i + 2 : i + 4]} for i in range(0, 40, 5)])
+    export("--ann-export-value", "id")
+    assert "triplets.train.csv: 16 triplets of 8 groups" in capsys.readouterr().out
+    export("--ann-export-value", "id", "--ann-export-near-duplicate", "1.1")
+    assert "triplets.train.csv: 12 triplets of 6 groups" in capsys.readouterr().out
+
+
+def test_same_seed_same_files(ids):
+    export()
+    first = {path.name: path.read_bytes() for path in OUT.iterdir()}
+    export()
+    assert {path.name: path.read_bytes() for path in OUT.iterdir()} == first
+    export("--ann-export-seed", "1")
+    assert {path.name: path.read_bytes() for path in OUT.iterdir()} != first
+
+
+def test_files_of_splits_that_are_no_more_are_removed_and_no_others(ids):
+    for format_ in ("triplets", "qrels"):
+        export("--ann-export-format", format_)
+    own = OUT / "triplets.mine.csv"
+    own.write_text("mine")
+    before = tree(OUT)
+    export("--ann-export-split", '{"train": 0.8, "dev": 0.2}')
+    after = tree(OUT)
+    assert before.keys() - after.keys() == {"triplets.validation.csv", "triplets.test.csv"}
+    assert after.keys() - before.keys() == {"triplets.dev.csv"}
+    assert own.read_text() == "mine"
+    export("--ann-export-format", "qrels", "--ann-export-split", '{"all": 1}')
+    assert {name for name in tree(OUT) if name.startswith("qrels")} == {"qrels.all.txt", "qrels.all.run"}
+
+
+@pytest.mark.parametrize("killed", ["while it writes", "while it removes"])
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_know(tmp_path, monkeypatch, killed):
+    def kill(*_args, **_options):
+        raise KeyboardInterrupt
+
+    def write(name, then=lambda: None):
+        with replacing_all(tmp_path, "triplets", [name]):
+            (tmp_path / name).touch()
+            then()
+
+    write("triplets.a.csv")
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        if killed == "while it removes":
+            patch.setattr(Path, "unlink", kill)
+        write("triplets.b.csv", then=kill if killed == "while it writes" else lambda: None)
+    assert {path.name for path in tmp_path.glob("triplets.*")} == {"triplets.a.csv", "triplets.b.csv"}
+    write("triplets.c.csv")
+    assert {path.name for path in tmp_path.glob("triplets.*")} == {"triplets.c.csv"}
+
+
+def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.touch()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / ".triplets.json").write_text(json.dumps(["../mine.csv", "triplets./../../mine.csv", str(mine), 5]))
+    with replacing_all(folder, "triplets", []):
+        pass
+    assert mine.exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--ann-export-format", "coco"], "known are pairs, triplets"),
+        (["--ann-export-value", "bytes"], "known are path, url, id"),
+        (["--ann-export-split", '{"train": 0.5}'], "sum up to 0.5"),
+        (["--ann-export-split", '{"../x": 1}'], "no name for a split"),
+        (["--ann-export-split", '{"train": 0.5, "Train": 0.5}'], "differ in case"),
+        (["--ann-export-split", '{"train": "all"}'], "number from 0 to 1"),
+        (["--annotated-data-path", "none.json"], "run python ann_dirload.py first"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_line(ids, flags, words):
+    with pytest.raises(UserError, match=words):
+        export(*flags)
+    assert not OUT.exists()
+
+
+def test_shares_may_be_zero_or_whole():
+    check_shares({"train": 1, "test": 0}, "X")
+    assert set(
+        split_items([{"pos": IDS[:1], "neg": []}], {}, np.empty((0, 0)), 0.98, {"a": 0, "b": 1}, 0).values()
+    ) == {"b"}
+
+
+# --- real consumers ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def encoder(ids):
+    """sentence-transformers' interface around the collection's own vectors; texts are ids."""
+    transformers = pytest.importorskip("sentence_transformers", reason="tests/requirements-extra.txt is not installed")
+    import torch
+
+    vectors = dict(zip(ids, torch.from_numpy(random_vectors(N))))
+
+    class Lookup(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.projection = torch.nn.Linear(16, 16, bias=False)
+            torch.nn.init.eye_(self.projection.weight)
+
+        def preprocess(self, texts, *_args, **_kwargs):
+            return {"rows": torch.stack([vectors[text] for text in texts])}
+
+        tokenize = preprocess
+
+        def forward(self, features, **_kwargs):
+            return features | {"sentence_embedding": self.projection(features["rows"])}
+
+        def get_sentence_embedding_dimension(self):
+            return 16
+
+        def save(self, *_args, **_kwargs):
+            pass
+
+    return transformers.SentenceTransformer(modules=[Lookup()], device="cpu")
+
+
+def test_sentence_transformers_trains_on_triplets(ids, encoder):
+    try:
+        from sentence_transformers.sentence_transformer.losses import TripletLoss
+    except ImportError:  # before 6
+        from sentence_transformers.losses import TripletLoss
+
+    export("--ann-export-value", "id")
+    triplets = rows("triplets.train.csv")
+    features = [encoder[0].preprocess([row[name] for row in triplets]) for name in triplets[0]]  # columns as they come
+    loss = TripletLoss(encoder)(features, None)
+    loss.backward()
+    vectors = dict(zip(ids, random_vectors(N)))
+    near, far = (
+        np.array([np.linalg.norm(vectors[row["anchor"]] - vectors[row[name]]) for row in triplets])
+        for name in ("positive", "negative")
+    )
+    assert loss.item() == pytest.approx(np.maximum(near - far + 5, 0).mean(), abs=1e-4)  # 5: its default margin
+    assert encoder[0].projection.weight.grad.abs().sum() > 0
+
+
+def test_sentence_transformers_evaluates_reranking(ids, encoder):
+    try:
+        from sentence_transformers.sentence_transformer.evaluation import RerankingEvaluator
+    except ImportError:  # before 6
+        from sentence_transformers.evaluation import RerankingEvaluator
+
+    export("--ann-export-format", "reranking", "--ann-export-value", "id")
+    samples = json.loads((OUT / "reranking.train.json").read_text())
+    found = RerankingEvaluator(samples, show_progress_bar=False, write_csv=False)(encoder)
+    value = next(value for name, value in found.items() if name.endswith("map"))
+    vectors = dict(zip(ids, random_vectors(N)))
+    expected = [average_precision(sample, vectors) for sample in samples]
+    assert value == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def average_precision(sample, vectors):
+    def score(id_):
+        return -float(vectors[sample["query"]] @ vectors[id_])
+
+    ranked = sorted([*sample["positive"], *sample["negative"]], key=score)
+    hits = [rank for rank, id_ in enumerate(ranked, 1) if id_ in sample["positive"]]
+    return np.mean([n / rank for n, rank in enumerate(hits, 1)])
+
+
+def test_ir_measures_reads_qrels_and_run(ids):
+    measures = pytest.importorskip("ir_measures", reason="tests/requirements-extra.txt is not installed")
+    export("--ann-export-format", "qrels")
+    qrels = list(measures.read_trec_qrels(str(OUT / "qrels.train.txt")))
+    run = list(measures.read_trec_run(str(OUT / "qrels.train.run")))
+    assert {judgment.relevance for judgment in qrels} == {0, 1}
+    found = measures.calc_aggregate([measures.AP, measures.P(judged_only=True) @ 1], qrels, run)
+    vectors = dict(zip(ids, random_vectors(N)))
+    expected = []
+    for query in {judgment.query_id for judgment in qrels}:
+        ranked = [hit.doc_id for hit in run if hit.query_id == query]
+        assert query not in ranked
+        assert ranked == sorted(ranked, key=lambda id_, q=query: -float(vectors[q] @ vectors[id_]))
+        relevant = [j.doc_id for j in qrels if j.query_id == query and j.relevance]
+        hits = [rank for rank, id_ in enumerate(ranked, 1) if id_ in relevant]
+        expected.append(sum(n / rank for n, rank in enumerate(hits, 1)) / len(relevant))
+    assert found[measures.AP] == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_flagembedding_has_lists_that_are_never_empty(ids):
+    """As FlagEmbedding's loader asks for: it draws one of "pos", and fills up from "neg"."""
+    export("--ann-export-format", "flagembedding", "--ann-export-value", "url")
+    found = [json.loads(line) for line in lines("flagembedding.train.jsonl")]
+    assert found
+    for sample in found:
+        assert list(sample) == ["query", "pos", "neg"]
+        assert isinstance(sample["query"], str) and sample["pos"] and sample["neg"]
+    datasets = pytest.importorskip("datasets", reason="tests/requirements-extra.txt is not installed")
+    table = datasets.load_dataset(
+        "json", data_files=str(OUT / "flagembedding.train.jsonl"), split="train", cache_dir="data/cache"
+    )
+    assert table[0] == found[0]
+
+
+def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, monkeypatch):
+    """Hard views of photos; a reviewer who knows the photo judges the 20 exact nearest of every fourth image."""
+    pytest.importorskip("skimage", reason="tests/requirements.txt is not installed")
+    monkeypatch.chdir(tmp_path)
+    vectors, labels = labeled_sets.few_photos(N_VIEWS)
+    ids = make_collection(vectors, [f"https://example.org/{i}" for i in range(N_VIEWS)])
+    nearest = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :21]
+    groups = [[row, *(other for other in nearest[row] if other != row)] for row in range(0, N_VIEWS, 4)]
+    write_annotated(
+        [
+            {
+                "pos": [ids[i] for i in g if labels[i] == labels[g[0]]],
+                "neg": [ids[i] for i in g if labels[i] != labels[g[0]]],
+            }
+            for g in groups
+        ]
+    )
+    export("--ann-export-value", "id", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines_of_readme,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "triplets.train" in code]
+    assert lines_of_readme.count("\n") <= 16
+    exec(lines_of_readme, {})
+    export("--ann-export-format", "pairs", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
+    in_test = {row[name] for row in rows("pairs.csv") if row["split"] == "test" for name in ("id_a", "id_b")}
+    held_out = [row for row, id_ in enumerate(ids) if id_ in in_test]
+    projected = metric_learning.project(vectors[held_out], np.load("data/projection.npy"))
+    before, _ = metric_learning.map_at_r(vectors[held_out], labels[held_out])
+    after, _ = metric_learning.map_at_r(projected, labels[held_out])
+    assert len(held_out) > 50
+    assert after > before + 0.005
+
+
+def test_every_format_is_documented():
+    assert all(f"\n{name} " in formats.__doc__ for name in formats.NAMES)

@@ -1,0 +1,251 @@
+"""ann_report.py: its figures against hand-computed ones, and its page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ann_report
+from tests.support import browser
+from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors
+from utils.annotation.judgments import Chain, Judged, contradictions
+from utils.errors import UserError
+from utils.report import charts, statistics, yields
+
+N_GROUPS, SIZE = 40, 5
+REPORT = Path("data/report")
+SCRIPT_TAG = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+OPEN_LIMIT_S = 3.0
+
+
+def report(*flags):
+    return ann_report.main(["--logs-dir-path", "", *map(str, flags)])
+
+
+def figures():
+    return json.loads((REPORT / "report.json").read_text())
+
+
+@pytest.fixture
+def ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return annotate()
+
+
+def annotate():
+    """Groups of a main image, two kept and two deleted; titles as users write them."""
+    n = N_GROUPS * SIZE
+    fields = [{"title": f"{SCRIPT_TAG} number {i}" if i % SIZE == 0 else f"item-{i}."} for i in range(n)]
+    ids = make_collection(random_vectors(n), [f"https://example.org/{i}" for i in range(n)], fields=fields)
+    fill_cache(ids, n_images=10, side=200)
+    records = [{"pos": ids[i : i + 3], "neg": ids[i + 3 : i + SIZE]} for i in range(0, n, SIZE)]
+    ANNOTATED.parent.mkdir(parents=True, exist_ok=True)
+    ANNOTATED.write_text(json.dumps(records))
+    return ids
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+def judged(kept, similarities=None):
+    return Judged(
+        0, "m", [str(i) for i in range(len(kept))], similarities or [1 - i / 10 for i in range(len(kept))], kept
+    )
+
+
+def test_average_precision_and_ordered_share_by_hand():
+    assert statistics.average_precision([True, False, True]) == pytest.approx((1 + 2 / 3) / 2)
+    assert statistics.ordered_share(judged([True, False, True, False])) == 3 / 4
+    assert statistics.ordered_share(judged([True, False], [0.5, 0.5])) == 0.5
+
+
+def test_keep_rate_and_precision_by_hand():
+    keep_rate, precision = statistics.by_rank([judged([True, False]), judged([True, True, False])])
+    assert [estimate.value for estimate in keep_rate] == [1, 0.5, 0]
+    assert [estimate.value for estimate in precision] == [1, 0.75, pytest.approx(2 / 3, abs=1e-6)]
+    assert [estimate.n for estimate in precision] == [2, 2, 1]
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(60):
+        estimate = statistics.mean(rng.normal(0.5, 0.2, 40).tolist())
+        hits += estimate.low <= 0.5 <= estimate.high
+    assert 51 <= hits <= 60
+
+
+def test_threshold_separates_best():
+    found = statistics.best_threshold(np.array([0.9, 0.8, 0.7]), np.array([0.75, 0.3, 0.2]))
+    assert found.similarity in (0.7, 0.8)
+    assert found.kept_above + found.deleted_below == pytest.approx(5 / 3, abs=1e-5)
+    assert found.auc == pytest.approx(8 / 9, abs=1e-5)
+    assert statistics.best_threshold(np.array([0.9]), np.array([])) is None
+
+
+def test_contradictions_are_pairs_and_chains():
+    a, b, c, d = "abcd"
+    records = [{"pos": [a, b], "neg": [c, d]}, {"pos": [b, c], "neg": [a]}, {"pos": [d], "neg": [b]}]
+    assert contradictions(records) == ([(a, b)], [Chain(a, b, c)])
+    assert contradictions([{"pos": [a, b], "neg": [c]}]) == ([], [])
+
+
+def test_yield_counts_the_last_outcome_of_each_directory():
+    day = "2026-01-01T00:00:00Z"
+    shown = [{"root": "r", "main": m, "shown": {m: 1.0}, "sampler": "random", "time": day} for m in "abc"]
+    loads = [
+        {"root": "r", "main": "a", "kept": ["a", "x", "y"], "deleted": ["z"], "time": "2026-01-02T00:00:00Z"},
+        {"root": "r", "main": "a", "kept": ["a", "x"], "deleted": ["y", "z"], "time": "2026-01-02T00:00:00Z"},
+        {"root": "r", "main": "b", "discarded": True, "time": "2026-01-02T00:00:00Z"},
+        {"root": "r", "main": "c", "kept": ["c"], "deleted": [], "time": day},
+        {"root": None, "main": "c", "undone": True, "time": day},
+    ]
+    by_sampler, by_day = yields.count([*shown, *loads])
+    assert by_sampler == {"random": {"shown": 3, "loaded": 1, "discarded": 1, "positives": 1, "negatives": 2}}
+    assert by_day["2026-01-01"]["shown"] == 3 and by_day["2026-01-02"]["loaded"] == 1
+
+
+def test_report_counts_what_is_annotated(ids, capsys):
+    assert report() == 0
+    progress = figures()["progress"]
+    assert (progress["images"], progress["annotated"], progress["groups"]) == (200, 200, N_GROUPS)
+    assert (progress["positives"], progress["hard_negatives"]) == (2 * N_GROUPS, 2 * N_GROUPS)
+    estimate = figures()["average_precision"]
+    assert estimate["low"] <= estimate["value"] <= estimate["high"] and estimate["n"] == N_GROUPS
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_another_collection_is_judged_by_the_same_annotations(ids, monkeypatch):
+    """A model that places the kept beside their main image wins over random vectors."""
+    vectors = random_vectors(len(ids))
+    vectors = np.stack([vectors[i - i % SIZE] if i % SIZE < 3 else vector for i, vector in enumerate(vectors)])
+    from utils.store.collection import open_client
+
+    better = open_client(Path("data/chroma")).create_collection(
+        "better", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+    )
+    better.add(ids=ids, embeddings=vectors, metadatas=[{"url": "x"}] * len(ids))
+    report("--compare-collection", "better")
+    found = figures()["comparison"]["average_precision"]
+    assert found["other"]["value"] == 1
+    assert found["other_minus_this"]["low"] > 0
+    assert found["other_minus_this"]["value"] == pytest.approx(1 - found["this"]["value"], abs=1e-5)
+    assert "ranks the kept above the deleted better" in (REPORT / "report.html").read_text()
+
+
+def test_odd_annotations_are_reported_too(ids):
+    """No negatives, nothing but a main image, ids that are gone, images without a cached file."""
+    records = [{"pos": ids[:3], "neg": []}, {"pos": ids[5:6], "neg": []}, {"pos": [id_of("gone")], "neg": ids[6:8]}]
+    ANNOTATED.write_text(json.dumps(records))
+    shutil.rmtree("data/images")
+    assert report() == 0
+    assert figures()["average_precision"]["value"] is None and figures()["threshold"] is None
+    assert figures()["progress"]["annotated_no_longer_in_collection"] == 1
+    assert "no image in the cache" in (REPORT / "report.html").read_text()
+
+
+def test_thumbnails_that_are_not_shown_any_more_are_removed(ids):
+    report()
+    folder = REPORT / "thumbnails"
+    own, half = folder / ids[0][:2] / "notes.jpg", folder / ids[1][:2] / f".{ids[1]}.jpg.tmp"
+    own.touch(), half.touch()
+    ANNOTATED.write_text(json.dumps([{"pos": ids[:3], "neg": ids[3:4]}]))
+    report()
+    assert {path.stem for path in folder.rglob("*.*")} == {*ids[:4], "notes"}
+
+
+def test_nothing_annotated_is_one_line(ids):
+    ANNOTATED.unlink()
+    with pytest.raises(UserError, match=r"run python ann_dirload\.py first"):
+        report()
+
+
+def test_charts_escape_and_describe():
+    chart = charts.curves("a <b>", 'says "c"', [1, 2], [charts.Curve("<d>", [0.1, None], [0, None], [1, None])], "x")
+    assert "<b>" not in chart and "<d>" not in chart
+    assert 'role="img"' in chart and "<title" in chart and "<desc" in chart
+
+
+# --- the page in a browser --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """A browser, and a report that was moved elsewhere."""
+    program = browser.find()
+    if program is None:
+        pytest.skip("no Chromium or Chrome on this machine")
+    pytest.importorskip("websockets.sync.client", reason="websockets is not installed")
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        annotate()
+        report()
+    shutil.move(folder / REPORT, folder / "moved elsewhere")
+    with browser.opened(program, folder / "profile") as tab:
+        yield tab, (folder / "moved elsewhere" / "report.html").as_uri()
+
+
+@pytest.fixture
+def page(tab):
+    page, address = tab
+    page.open(address)
+    yield page
+    assert not page.complaints
+    assert not [url for url in page.requests if not url.startswith(("file:", "data:"))]
+
+
+def test_page_opens_quickly_and_user_text_is_text(page):
+    assert page.run("document.title") == "Annotations of images"
+    assert page.run("performance.timing.loadEventEnd - performance.timing.navigationStart") < 1000 * OPEN_LIMIT_S
+    assert page.run("document.querySelectorAll('script').length") == 1
+    assert SCRIPT_TAG in page.run("document.querySelector('#group0 .main').title")
+    assert page.run("document.querySelectorAll('svg[role=img] title').length") == 2
+
+
+def test_images_load_when_they_come_into_view(page):
+    loaded = "[...document.querySelectorAll('.group img')].filter(image => image.naturalWidth).length"
+    first = page.run(loaded)
+    assert first < N_GROUPS * SIZE
+    shown = page.run(
+        "new Promise(resolve => { const image = document.querySelector('#group0 img');"
+        "image.onload = () => resolve(image.naturalWidth); image.scrollIntoView(); })"
+    )
+    assert shown == 128
+
+
+def test_filter_finds_groups_by_metadata_number_and_id(page):
+    ids = [id_of(f"https://example.org/{i}") for i in range(N_GROUPS * SIZE)]
+
+    def found(text):
+        page.run("document.getElementById('filter').focus(), document.getElementById('filter').select()")
+        page.type(text)
+        return page.run("[...document.querySelectorAll('.group:not([hidden])')].map(group => group.id).join()")
+
+    assert found("ITEM-7. https://example.org/8") == "group1"
+    assert page.run("document.getElementById('count').textContent") == f"1 of {N_GROUPS} groups"
+    assert found("item-7. nowhere") == ""
+    assert found("number").count("group") == N_GROUPS
+    assert found("group 3") == found("#3") == "group3"
+    assert found(ids[12][:8]) == found(ids[12].upper()) == "group2"
+    assert found(ids[12][1:9]) == "", "the middle of an id is chance"
+    assert found("  ").count("group") == N_GROUPS
+
+
+def test_metadata_is_reached_by_keyboard(page):
+    def pressed(key):
+        for type_ in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=type_, key=key)
+        return page.run("(about => about.hidden ? '' : about.textContent)(document.getElementById('about'))")
+
+    page.run(
+        "new Promise(resolve => { const image = document.querySelector('#group0 img');"
+        "image.onload = resolve; image.scrollIntoView(); })"
+    )
+    assert pressed("Shift") == ""
+    page.run("document.querySelector('#group0 figure').focus()")
+    assert SCRIPT_TAG in page.run("document.getElementById('about').textContent")
+    assert "item-1." in pressed("ArrowRight")
+    assert SCRIPT_TAG in pressed("ArrowLeft")
+    assert pressed("Escape") == ""
+    assert page.run("document.querySelectorAll('#group0 [tabindex=\"0\"]').length") == 1

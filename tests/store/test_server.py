@@ -1,0 +1,254 @@
+"""The store on a real Chroma server: killed in the middle, shared by writers, read by two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tests.faults.embed_kills import LIGHT, MAIN
+from tests.support.annotation_data import random_vectors
+from tests.support.chroma_server import ChromaServer
+from tests.support.servers import PhotoServer, Server, closed_port, send
+from utils.errors import UserError
+from utils.store import collection, server
+from utils.store.store import Store
+from utils.store.vectors import STORE
+
+MODEL = {"model_name": "some", "pretrained": "tag", "dimension": 8}
+SECRET = "sesame"
+
+
+@pytest.fixture
+def chroma(tmp_path: Path) -> Iterator[ChromaServer]:
+    with ChromaServer(tmp_path / "served") as running:
+        yield running
+
+
+def place(chroma: ChromaServer) -> server.Place:
+    return server.choose("", chroma.url, "")
+
+
+def new_ids(n: int) -> np.ndarray:
+    return np.frombuffer(b"".join(uuid.uuid4().bytes for _ in range(n)), "V16")
+
+
+def fill(store: Store, n: int, seed: int = 0) -> None:
+    if not store.model:
+        store.remember_model(MODEL)
+    store.append(
+        new_ids(n), [{"url": f"http://photos.invalid/{seed}/{i}"} for i in range(n)], random_vectors(n, 8, seed)
+    )
+
+
+# --- the scripts ------------------------------------------------------------------------------------------------------
+class Saboteur(PhotoServer):
+    """Kills a Chroma server when half of its photos have been asked for."""
+
+    chroma: ChromaServer
+
+    def answer(self, request) -> None:
+        if self.requests.total() == len(self.files) // 2:
+            self.chroma.kill()
+        super().answer(request)
+
+
+def start(name: str, *flags: object, cwd: Path) -> subprocess.Popen[str]:
+    """A script as users run it; embed.py with an encoder that needs no torch."""
+    program = ["-c", LIGHT + MAIN] if name == "embed.py" else [str(ROOT / name)]
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_all(where: server.Place) -> dict[str, tuple[np.ndarray, dict]]:
+    with collection.reading(where, "images") as images:
+        ids = collection.read_ids(images)
+        return dict(zip(ids, zip(collection.read_vectors(images, ids), collection.read_metadata(images, ids))))
+
+
+def test_killed_in_the_middle_of_embed_it_is_waited_for(chroma, tmp_path, photos, offline_model_name, run_here):
+    flags = ["--clip-model-name", offline_model_name, "--download-allow-local", "--batch-size", "8"]
+    with Saboteur({photo.name: photo.data for photo in photos[::2]}) as web:
+        web.chroma = chroma
+        items = [{"url": f"{web.url}/{name}", "name": name} for name in web.files]
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "formatted.json").write_text(json.dumps(items))
+        run = start("embed.py", *flags, "--chroma-server-url", chroma.url, cwd=tmp_path)
+        assert run.stderr and run.stdout
+        for line in run.stderr:
+            if "is away" in line:
+                chroma.start()
+        assert run.wait() == 0
+        assert f"{len(items)} items = {len(items)} stored + 0 already there" in run.stdout.read()
+        assert not (tmp_path / "data" / "chroma" / "chroma.sqlite3").exists()
+        verified = run_here("embed.py", *flags, "--chroma-server-url", chroma.url, "--verify")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        embedded = start("embed.py", *flags, "--chromadb-path", "data/other", cwd=tmp_path)
+        assert embedded.communicate() and embedded.returncode == 0
+
+    on_server, in_folder = read_all(place(chroma)), read_all(tmp_path / "data" / "other")
+    assert on_server.keys() == in_folder.keys() and len(on_server) == len(items)
+    for id_, (vector, metadata) in on_server.items():
+        assert metadata == in_folder[id_][1]
+        assert vector @ in_folder[id_][0] >= 0.9999
+
+    flags = ["--chroma-server-url", chroma.url, "--ann-dirrify-ndirs", "2", "--ann-dirrify-nnearest", "5"]
+    runs = [start("ann_dirrify.py", *flags, "--ann-dirrify-dir-path", f"data/{i}", cwd=tmp_path) for i in range(2)]
+    for run in runs:
+        told, problems = run.communicate()
+        assert run.returncode == 0, problems
+        assert told.startswith("2 directories with 12 images")
+
+
+@pytest.mark.parametrize("name", ["embed.py", "ann_dirrify.py", "ann_export.py", "ann_report.py"])
+def test_down_at_the_start_is_one_line(name, tmp_path, run_script):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "formatted.json").write_text('[{"url": "http://photos.invalid/1.jpg"}]')
+    record = {"pos": [str(uuid.uuid4()), str(uuid.uuid4())], "neg": []}
+    (tmp_path / "data" / "annotated.json").write_text(json.dumps([record]))
+    result = run_script(name, "--chroma-server-url", f"http://127.0.0.1:{closed_port()}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no Chroma server answers at http://127.0.0.1:")
+    assert len(result.stderr.splitlines()) == 1
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+def test_killed_while_it_is_written_to_it_loses_nothing(chroma, tmp_path, monkeypatch):
+    store = Store(tmp_path / "mine", "images", place(chroma))
+    for seed in range(6):
+        fill(store, 1_000, seed)
+    from utils.store import store as module
+
+    plain = module.index.apply
+    restarts: list[threading.Thread] = []
+
+    def apply(where, name, work, progress):
+        def kill_once(n: int) -> None:
+            progress(n)
+            if not restarts:
+                chroma.kill()
+                restarts.append(threading.Thread(target=chroma.start))
+                restarts[0].start()
+
+        return plain(where, name, work, kill_once)
+
+    monkeypatch.setattr(module.index, "apply", apply)
+    store.finish()
+    restarts[0].join()
+    store.close()
+    again = Store(tmp_path / "mine", "images", place(chroma))
+    assert again.compare() == (6_000, [])
+    assert len(again.known) == again.count == 6_000 and not len(again.journal.gone)
+    again.close()
+
+
+def test_writers_add_to_one_collection_and_prune_their_own(chroma, tmp_path):
+    writers = [Store(tmp_path / f"writer{i}", "images", place(chroma)) for i in range(2)]
+    for i, writer in enumerate(writers):
+        fill(writer, 50, i)
+    threads = [threading.Thread(target=writer.finish) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+        writers[0].close()
+    first = Store(tmp_path / "writer0", "images", place(chroma))
+    assert len(first.own) == 50 and len(first.known) == first.count == 100
+    first.remove(first.own)
+    first.close()
+    newcomer = Store(tmp_path / "newcomer", "images", place(chroma))
+    assert newcomer.model == MODEL and not len(newcomer.own)
+    assert set(newcomer.known.tolist()) == set(writers[1].own.tolist() or frame_ids(writers[1]))
+    newcomer.close()
+
+
+def frame_ids(store: Store) -> list[bytes]:
+    return [id_ for frame in store.journal.frames() if frame.kind == STORE for id_ in frame.ids.tolist()]
+
+
+def test_a_collection_that_the_server_lacks_comes_back_from_the_journal(chroma, tmp_path):
+    store = Store(tmp_path / "mine", "images", place(chroma))
+    fill(store, 20)
+    store.finish()
+    store.close()
+    collection.open_client(place(chroma)).delete_collection("images")
+    again = Store(tmp_path / "mine", "images", place(chroma))
+    assert again.compare() == (20, [])
+    again.close()
+
+
+# --- the client -------------------------------------------------------------------------------------------------------
+def test_what_stays_away_is_given_up_in_one_line(chroma, monkeypatch):
+    monkeypatch.setattr(server, "WAIT_S", 1)
+    client = collection.open_client(place(chroma))
+    chroma.kill()
+    with pytest.raises(UserError, match="stayed away for 1 s"):
+        client.heartbeat()
+
+
+class Proxy(Server):
+    """Lets in who knows the secret, and then plays a server that hangs, but for its heartbeat."""
+
+    def answer(self, request) -> None:
+        if request.headers.get("X-Token") != SECRET:
+            send(request, 401, b"")
+        elif "heartbeat" in request.path:
+            send(request, 200, b'{"nanosecond heartbeat": 1}')
+        else:
+            self._closing.wait()
+            request.close_connection = True
+
+
+def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkeypatch, caplog):
+    monkeypatch.setattr(server, "WAIT_S", 0.5)
+    monkeypatch.setattr(server, "TIMEOUT_S", 0.2)
+    with Proxy() as proxy:
+        with pytest.raises(UserError, match=r"refuses us \(401\); set CHROMA_SERVER_HEADERS_ENV"):
+            server.choose("", proxy.url, "")
+        with pytest.raises(UserError, match="not set"):
+            server.choose("", proxy.url, "TEST_HEADERS")
+        for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}'):
+            monkeypatch.setenv("TEST_HEADERS", bad)
+            with pytest.raises(UserError, match="TEST_HEADERS must hold a JSON object") as caught:
+                server.choose("", proxy.url, "TEST_HEADERS")
+            assert SECRET not in str(caught.value)
+        monkeypatch.setenv("TEST_HEADERS", json.dumps({"X-Token": SECRET}))
+        found = server.choose("", proxy.url, "TEST_HEADERS")
+        assert SECRET not in repr(found)
+        with pytest.raises(UserError, match="ReadTimeout"):
+            collection.open_client(found)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://a", "http://", f"http://me:{SECRET}@a", f"http://a?k={SECRET}"]
+)
+def test_urls_that_are_none_or_hold_secrets_are_refused(url):
+    with pytest.raises(UserError) as caught:
+        server.choose("", url, "")
+    assert SECRET not in str(caught.value)
+
+
+def test_requests_fit():
+    metadata = [{"text": "x" * (i % 7) * 10**6} for i in range(40)]
+    slices = server.fitting(metadata, 512, 30)
+    assert [i for part in slices for i in range(40)[part]] == list(range(40))
+    for part in slices:
+        assert 1 <= part.stop - part.start <= 30
+        assert len(json.dumps(metadata[part])) < 40 * 2**20
+    assert not server.fitting([], 512, 30)

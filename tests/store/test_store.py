@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.items.formatted import from_ids, to_ids
+from utils.store import collection as collections
+from utils.store import index
+from utils.store.store import Store
+from utils.store.vectors import REMOVE, Journal
+
+N, D = 300, 16
+MODEL = {"model_name": "m", "pretrained": "p", "dimension": D}
+
+
+def ids_of(*numbers: int) -> np.ndarray:
+    return to_ids([str(uuid.uuid5(uuid.NAMESPACE_URL, f"http://x/{number}")) for number in numbers])
+
+
+def vectors_of(*numbers: int) -> np.ndarray:
+    vectors = np.stack([np.random.default_rng(number).normal(size=D) for number in numbers]).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def add(store: Store, *numbers: int) -> None:
+    store.append(
+        ids_of(*numbers), [{"url": f"http://x/{number}", "n": number} for number in numbers], vectors_of(*numbers)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "chroma"
+    store = Store(path, "images")
+    store.remember_model(MODEL)
+    add(store, *range(N))
+    store.finish()
+    store.close()
+    return path
+
+
+@pytest.fixture
+def path(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "chroma")
+    return tmp_path / "chroma"
+
+
+def check(store: Store, *numbers: int) -> None:
+    """Journal and collection hold exactly these records, bit for bit as far as Chroma keeps bits."""
+    assert store.count == len(numbers)
+    assert store.compare() == (len(numbers), [])
+    assert sorted(set(store.known.tolist()) - set(store.journal.gone.tolist())) == sorted(ids_of(*numbers).tolist())
+
+
+def segment(path: Path) -> Path:
+    return next(file.parent for file in path.glob("*/data_level0.bin"))
+
+
+def cut(path: Path, share: float) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+TORN: dict[str, Callable[[Path], object]] = {
+    "vectors cut by a little": lambda path: cut(segment(path) / "data_level0.bin", 0.999),
+    "pickle cut": lambda path: cut(segment(path) / "index_metadata.pickle", 0.5),
+    "header garbled": lambda path: (segment(path) / "header.bin").write_bytes(bytes(range(100))),
+    "lengths lost": lambda path: (segment(path) / "length.bin").write_bytes(bytes(4 * N)),
+    "segment folder missing": lambda path: shutil.rmtree(segment(path)),
+    "database missing": lambda path: (path / "chroma.sqlite3").unlink(),
+    "database cut": lambda path: cut(path / "chroma.sqlite3", 0.5),
+    "database garbled": lambda path: (path / "chroma.sqlite3").write_bytes(b"garbage " * 1000),
+}
+
+
+@pytest.mark.parametrize("tear", TORN.values(), ids=TORN)
+def test_what_is_torn_is_said_and_made_anew_from_the_journal(path: Path, tear: Callable[[Path], object], caplog):
+    from utils.log import LOG
+
+    caplog.set_level(logging.INFO, LOG.name)
+    tear(path)
+    store = Store(path, "images")
+    check(store, *range(N))
+    assert not len(store.journal.gone)
+    assert any("torn" in message or "missing" in message for message in caplog.messages)
+    assert len(list(path.glob("*/data_level0.bin"))) <= 1 + (path / "chroma.sqlite3.torn").exists()
+
+
+def test_a_huge_sparse_file_of_links_does_no_harm(path: Path):
+    os.truncate(segment(path) / "link_lists.bin", 1 << 40)
+    store = Store(path, "images")
+    check(store, *range(N))
+
+
+@pytest.mark.parametrize("tear", [TORN["pickle cut"], TORN["database garbled"]])
+def test_a_torn_collection_without_a_journal_is_refused_with_one_line(path: Path, tear: Callable[[Path], object]):
+    shutil.rmtree(path / "journal")
+    tear(path)
+    with pytest.raises(UserError, match="has no journal to repair it from") as raised:
+        Store(path, "images")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_opening_with_nothing_to_do_writes_nothing(path: Path):
+    before = (path / "journal/images/vectors.bin").read_bytes()
+    store = Store(path, "images")
+    assert store.count == N and store.journal.indexed == store.journal.end
+    store.finish()
+    store.close()
+    assert (path / "journal/images/vectors.bin").read_bytes() == before
+
+
+def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_deleted(path: Path):
+    journal = Journal(path / "journal/images")
+    from utils.store.vectors import STORE
+
+    journal.append(STORE, ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
+    journal.close()
+    check(Store(path, "images"), *range(N + 2))
+
+
+def test_what_people_deleted_stays_deleted_even_if_the_collection_is_made_anew(path: Path):
+    index.delete(path, "images", ids_of(3, 4))
+    store = Store(path, "images")
+    assert sorted(store.journal.gone.tolist()) == sorted(ids_of(3, 4).tolist())
+    store.close()
+    shutil.rmtree(segment(path))
+    check(Store(path, "images"), *(number for number in range(N) if number not in (3, 4)))
+
+
+def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
+    journal = Journal(path / "journal/images")
+    journal.append(REMOVE, ids_of(5, 6), [], np.empty((2, 0), np.float32))
+    journal.close()
+    index.delete(path, "images", ids_of(5))
+    store = Store(path, "images")
+    assert len(store.journal.gone) == 0 and len(store.known) == N - 2
+    add(store, 5)  # it may come back
+    store.finish()
+    store.close()
+    check(Store(path, "images"), *(number for number in range(N) if number != 6))
+
+
+def test_a_collection_without_a_journal_is_taken_over_whole_or_not_at_all(path: Path, monkeypatch):
+    shutil.rmtree(path / "journal")
+    real = index.vectors
+    monkeypatch.setattr(index, "READ", 100)
+
+    def broken(*args):
+        yield next(real(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "vectors", broken)
+    with pytest.raises(KeyboardInterrupt):
+        Store(path, "images")
+    monkeypatch.setattr(index, "vectors", real)
+    store = Store(path, "images")
+    check(store, *range(N))
+    assert store.model["model_name"] == "m"
+
+
+def test_a_collection_that_names_no_model_or_has_other_ids_is_refused(tmp_path: Path):
+    for name, id_ in (("nameless", str(uuid.uuid4())), ("foreign", "x1")):
+        collection = collections.create(tmp_path, name, {})
+        collection.add(ids=[id_], embeddings=np.ones((1, D), np.float32), metadatas=[{"url": "u"}])
+    with pytest.raises(UserError, match="does not say which model made it"):
+        Store(tmp_path, "nameless")
+    with pytest.raises(UserError, match="ids that are no uuids"):
+        Store(tmp_path, "foreign")
+
+
+def test_metadata_changes_reach_the_collection_with_fields_removed(path: Path):
+    store = Store(path, "images")
+    store.change_metadata(ids_of(1), [{"url": "new", "added": True}])
+    store.finish()
+    store.close()
+    collection = collections.open_collection(path, "images")
+    assert collections.read_metadata(collection, from_ids(ids_of(1, 2))) == [
+        {"url": "new", "added": True},
+        {"url": "http://x/2", "n": 2},
+    ]

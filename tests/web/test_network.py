@@ -1,0 +1,273 @@
+"""utils/web/network.py, connections.py and addresses.py: where a request may go, by which way, and for how long."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.faults.fault_server import CERTIFICATE, FaultServer
+from utils.errors import ImageError
+from utils.web import connections, network, responses
+from utils.web.addresses import literal_scope, scope
+from utils.web.download import DownloadLimits, behind_proxy, fetch
+
+PUBLIC_IP = "93.184.215.14"  # no test connects to it: patched_net stands in between
+OPEN = DownloadLimits(timeout_s=1.0, attempts=1, max_bytes=1_000_000, allow_local=True, respect_noai=True)
+SHUT = DownloadLimits(timeout_s=1.0, attempts=1, max_bytes=1_000_000, allow_local=False, respect_noai=True)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tls_server():
+    with FaultServer(tls=True) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(network, "_thread", threading.local())  # no connection kept from another test
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Names that resolve as a test says: names["photos.example"] = [[answers to the first look-up], [second], ...]."""
+    table: dict[str, list[list[str]]] = {}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *args, **kwargs):
+        if host not in table:
+            return real(host, port, *args, **kwargs)
+        answers = table[host].pop(0) if len(table[host]) > 1 else table[host][0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return table
+
+
+@pytest.fixture
+def faked_public(monkeypatch):
+    """PUBLIC_IP is answered by this machine, and says so or not: faked_public(peer)."""
+
+    def fake(peer: str | None) -> None:
+        class Socket(socket.socket):
+            asked = ""
+
+            def connect(self, address):
+                self.asked = address[0]
+                if self.asked == PUBLIC_IP and peer is None:
+                    raise ConnectionRefusedError(111, "Connection refused")
+                super().connect(("127.0.0.1", address[1]))
+
+            def getpeername(self):
+                return (peer if self.asked == PUBLIC_IP else self.asked, 80)
+
+        monkeypatch.setattr(connections.socket, "socket", Socket)
+
+    return fake
+
+
+def reason(url: str, limits: DownloadLimits = SHUT) -> str:
+    try:
+        fetch(url, limits).close()
+    except ImageError as error:
+        return error.reason
+    return "fetched"
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        *[(address, "public") for address in ("8.8.8.8", PUBLIC_IP, "2606:2800:21f:cb07::1", "64:ff9b::808:808")],
+        *[(address, "private") for address in ("127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1")],
+        *[(address, "private") for address in ("100.64.0.1", "::1", "fd12::1", "fec0::1", "::ffff:127.0.0.1")],
+        *[(address, "private") for address in ("64:ff9b::7f00:1", "2002:7f00:1::")],
+        *[(address, "never") for address in ("169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254")],
+        *[(address, "never") for address in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "0.0.0.0", "0.1.2.3")],
+        *[(address, "never") for address in ("::", "224.0.0.1", "ff02::1", "240.0.0.1", "255.255.255.255")],
+        *[(address, "never") for address in ("198.18.0.1", "203.0.113.1", "2001:db8::1", "2001::1", "4000::1")],
+        *[(address, "never") for address in ("::7f00:1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "64:ff9b:1::1")],
+    ],
+)
+def test_addresses_are_public_private_or_never(address, expected):
+    assert scope(address) == expected
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost", "127.1", "2130706433", "0x7f000001", "::1"])
+def test_this_machine_is_known_in_every_spelling(host):
+    assert literal_scope(host) == "private"
+
+
+def test_a_name_has_no_scope_of_its_own():
+    assert literal_scope("photos.example") is None
+
+
+# --- what may be connected to -----------------------------------------------------------------------------------------
+
+
+def test_local_addresses_are_refused_unless_allowed(server):
+    hits = server.hits["ok"]
+    assert reason(server.url("ok")) == "blocked_address"
+    assert server.hits["ok"] == hits
+    assert reason(server.url("ok"), OPEN) == "fetched"
+
+
+def test_a_name_that_resolves_to_a_local_address_is_refused_unless_allowed(server, names):
+    names["photos.example"] = [["127.0.0.1"]]
+    url = f"http://photos.example:{server.port}/ok"
+    assert reason(url) == "blocked_address"
+    assert reason(url, OPEN) == "fetched"
+
+
+def test_link_local_is_refused_though_local_is_allowed(names):
+    names["metadata.example"] = [["169.254.169.254"]]
+    for host in ("169.254.169.254", "metadata.example", "[fe80::1]", "0.0.0.0", "224.0.0.1", "2852039166"):
+        assert reason(f"http://{host}/", OPEN) == "blocked_address", host
+
+
+def test_a_resolver_that_answers_public_first_and_private_second_is_refused(server, names, faked_public):
+    hits = server.hits["ok"]
+    faked_public(None)
+    names["rebind.example"] = [[PUBLIC_IP], ["127.0.0.1"]]
+    url = f"http://rebind.example:{server.port}/ok"
+    assert [reason(url), reason(url)] == ["connection", "blocked_address"]
+    names["both.example"] = [[PUBLIC_IP, "127.0.0.1"]]
+    assert reason(f"http://both.example:{server.port}/ok") == "blocked_address"
+    assert server.hits["ok"] == hits
+    assert reason(f"http://both.example:{server.port}/ok", OPEN) == "fetched"  # the list itself names it
+
+
+def test_the_address_of_the_connected_socket_decides_before_a_byte_is_sent(server, names, faked_public):
+    requests = len(server.requests)
+    faked_public("127.0.0.1")
+    names["photos.example"] = [[PUBLIC_IP]]
+    assert reason(f"http://photos.example:{server.port}/ok") == "blocked_address"
+    assert len(server.requests) == requests
+
+
+def test_a_public_server_cannot_redirect_to_a_local_one_even_if_local_is_allowed(names, faked_public, monkeypatch):
+    with FaultServer() as server:
+        faked_public(PUBLIC_IP)
+        names["photos.example"] = [[PUBLIC_IP]]
+        url = f"http://photos.example:{server.port}/redirect_once"
+        assert reason(url, OPEN) == "fetched"  # public to public
+        hits = server.hits["ok"]
+        local = f"http://127.0.0.1:{server.port}/ok"
+        monkeypatch.setattr(responses, "target", lambda url, response: local)
+        assert reason(url, OPEN) == "blocked_address"
+        names["inside.example"] = [["127.0.0.1"]]
+        local = f"http://inside.example:{server.port}/ok"
+        assert reason(url, OPEN) == "blocked_address"
+        assert server.hits["ok"] == hits
+
+
+def test_a_connection_kept_open_obeys_the_rules_of_the_next_request(names):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        connections = set()
+
+        def do_GET(self):
+            self.connections.add(self.client_address)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        names["photos.example"] = [["127.0.0.1"]]
+        url = f"http://photos.example:{server.server_address[1]}/"
+        assert [reason(url, OPEN), reason(url, OPEN), reason(url, SHUT)] == ["fetched", "fetched", "blocked_address"]
+        assert len(Handler.connections) == 1
+        network._session().close()
+        server.shutdown()
+
+
+# --- proxies, certificates, credentials -------------------------------------------------------------------------------
+
+
+def test_a_loopback_proxy_works_though_local_addresses_are_refused(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{server.port}")
+    assert behind_proxy()
+    assert reason("http://photos.example/ok") == "fetched"
+    assert "http://photos.example/ok" in server.requests[-1] and "Proxy-Authorization" in server.requests[-1]
+    for url in ("http://127.0.0.1/ok", "http://169.254.169.254/ok", "http://localhost/ok"):
+        assert reason(url) == "blocked_address"
+    monkeypatch.setenv("NO_PROXY", "photos.example")
+    assert reason("http://photos.example/ok") == "connection"  # asked of DNS, where it does not exist
+
+
+def test_all_proxy_works_and_https_goes_through_its_tunnel(server, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    assert reason("https://photos.example/ok") == "fetched"
+    assert server.requests[-2].startswith("CONNECT photos.example:443")
+    assert reason("https://photos.example/slow_body") == "timeout"
+
+
+def test_a_redirect_behind_a_proxy_to_a_local_literal_is_refused(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setattr(responses, "target", lambda url, response: "http://127.0.0.1/ok")
+    assert reason("http://photos.example/redirect_once", OPEN) == "blocked_address"
+
+
+def test_a_proxy_that_cannot_be_used_is_no_fault_of_the_url(monkeypatch):
+    for proxy in ("socks5://127.0.0.1:1", "http://", "http://127.0.0.1:1"):
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        assert reason("http://photos.example/ok") == "connection"
+
+
+def test_no_proxy_no_talk_of_one():
+    assert not behind_proxy()
+
+
+def test_an_unknown_certificate_fails_and_a_ca_bundle_heals_it(tls_server, monkeypatch):
+    with pytest.raises(ImageError, match=r"connection: .*certificate"):
+        fetch(tls_server.url("ok"), OPEN)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    assert reason(tls_server.url("ok"), OPEN) == "fetched"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE) + ".missing")
+    assert reason(tls_server.url("ok"), OPEN) == "connection"
+
+
+def test_tls_keeps_the_same_deadline(server, tls_server, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    start = time.monotonic()
+    assert reason(tls_server.url("slow_headers"), OPEN) == "timeout"
+    assert reason(tls_server.url("slow_body"), OPEN) == "timeout"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never shakes hands
+        assert reason(f"https://127.0.0.1:{silent.getsockname()[1]}/", OPEN) == "timeout"
+    assert time.monotonic() - start < 4
+
+
+def test_credentials_come_from_the_url_only(server, monkeypatch, tmp_path):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert reason(server.url("ok"), OPEN) == "fetched"
+    assert "Authorization" not in server.requests[-1]
+    assert reason(server.url("ok").replace("//", "//user:p%40ss@"), OPEN) == "fetched"
+    assert "Authorization: Basic dXNlcjpwQHNz" in server.requests[-1]  # user:p@ss
+
+
+def test_the_user_agent_is_honest(server):
+    assert reason(server.url("ok"), OPEN) == "fetched"
+    assert "User-Agent: retrieval_ann (image-similarity annotation) python-requests/" in server.requests[-1]

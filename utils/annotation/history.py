@@ -1,0 +1,95 @@
+"""The history: what was shown to a reviewer and what he decided, one JSON object a directory and event, only appended.
+
+Shown:     {"root", "main", "shown": {id: cosine to main}, "sampler", "options", "seed", "model", "time"}
+Loaded:    {"root", "main", "kept": [ids], "deleted": [ids], "time"}
+Discarded: {"root", "main", "discarded": true, "time"}
+Undone:    {"root": null, "main", "undone": true, "time"}, when the load of it was taken back
+`time` is UTC, ISO 8601. The annotated data never depend on the history; without it everything else works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.lock import hold
+from utils.log import LOG
+
+Event = dict[str, Any]
+
+WAIT_S = 60  # for another process that appends
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_events(path: Path | None) -> Iterator[Event]:
+    """All events, oldest first; none without a file. A line that is damaged is left out, with a message."""
+    if path is None or not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if isinstance(event, dict) and isinstance(event.get("main"), str):
+                yield event
+            elif not line.isspace():
+                LOG.warning("history %s, line %d, cannot be read and is left out", path, number)
+
+
+def append(path: Path | None, events: Iterable[Event]) -> None:
+    """Add events, durably; nothing without a path. A line that a killed process left half written is closed first."""
+    lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+    if path is None or not lines:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold(path.with_name(f".{path.name}.lock"), f"history {path}", WAIT_S), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            lines = lines if file.read() == b"\n" else b"\n" + lines
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_shown(
+    path: Path | None, root: Path, begun: str, shown: Mapping[str, Mapping[str, float]], facts: Event
+) -> None:
+    """Add what a run, begun at that time, has in `root` now: main id -> {id: cosine}; each directory once."""
+    name = str(root.resolve())
+    known = {event["main"] for event in read_events(path) if _is_of(event, name, begun)}
+    append(
+        path,
+        (
+            {"root": name, "main": main, "shown": cosines, **facts, "time": now()}
+            for main, cosines in shown.items()
+            if main not in known
+        ),
+    )
+
+
+def _is_of(event: Event, root: str, begun: str) -> bool:
+    return "shown" in event and event.get("root") == root and str(event.get("time")) >= begun
+
+
+def shown(events: Iterable[Event]) -> set[str]:
+    """All ids that were ever in a directory."""
+    return {id_ for event in events if isinstance(event.get("shown"), dict) for id_ in event["shown"]}
+
+
+def discarded(events: Iterable[Event]) -> set[str]:
+    """Main ids whose directory the reviewer last discarded rather than kept."""
+    mains: set[str] = set()
+    for event in events:
+        if event.get("discarded"):
+            mains.add(event["main"])
+        elif "kept" in event:
+            mains.discard(event["main"])
+    return mains

@@ -1,0 +1,71 @@
+"""What the records say, beside what the collection says: judged items ranked by similarity, and contradictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.annotation.neighbors import cosines
+from utils.annotation.records import Record
+
+
+class Judged(NamedTuple):
+    """One record as the collection ranks it: most similar to the main image first, ties by id."""
+
+    number: int  # of the record
+    main: str
+    items: list[str]  # without the main image, and without what is not in the collection
+    similarities: list[float]
+    kept: list[bool]
+
+
+class Chain(NamedTuple):
+    """a ~ middle and middle ~ c by two judgments, a not c by a third."""
+
+    a: str
+    middle: str
+    c: str
+
+
+def similarities(record: Record, row_of: Mapping[str, int], vectors: np.ndarray) -> dict[str, float]:
+    """Each judged item that is in the collection -> its cosine to the main image, most similar first, ties by id."""
+    main = row_of.get(record["pos"][0])
+    items = sorted(id_ for id_ in {*record["pos"][1:], *record["neg"]} if id_ in row_of)
+    if main is None or not items:
+        return {}
+    found = cosines(vectors, [row_of[id_] for id_ in items], main).tolist()
+    return dict(sorted(zip(items, found), key=lambda pair: -pair[1]))
+
+
+def rank(records: Sequence[Record], row_of: Mapping[str, int], vectors: np.ndarray) -> list[Judged]:
+    """One for each record, in their order. vectors: (N, D) float32 of unit length, rows by `row_of`."""
+    result = []
+    for number, record in enumerate(records):
+        found, kept = similarities(record, row_of, vectors), set(record["pos"])
+        items = [id_ for id_ in found if id_ != record["pos"][0]]
+        values = [found[id_] for id_ in items]
+        result.append(Judged(number, record["pos"][0], items, values, [id_ in kept for id_ in items]))
+    return result
+
+
+def contradictions(records: Iterable[Record]) -> tuple[list[tuple[str, str]], list[Chain]]:
+    """Pairs judged both similar and not; and chains, one for each of the other pairs that is not similar."""
+    similar: dict[str, set[str]] = {}
+    different: dict[str, set[str]] = {}
+    for record in records:
+        main = record["pos"][0]
+        for judgment, ids in ((similar, record["pos"][1:]), (different, record["neg"])):
+            for id_ in ids:
+                judgment.setdefault(main, set()).add(id_)
+                judgment.setdefault(id_, set()).add(main)
+    pairs, chains = [], []
+    for a, others in sorted(different.items()):
+        near = similar.get(a, set())
+        for c in sorted(id_ for id_ in others if id_ > a):
+            if c in near:
+                pairs.append((a, c))
+            elif middles := near & similar.get(c, set()):
+                chains.append(Chain(a, min(middles), c))
+    return pairs, chains

@@ -1,0 +1,105 @@
+"""What a worker process of the fetcher does: many threads that download, one image at a time in the decoder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.errors import ImageError
+from utils.images import decode
+from utils.images.cache import ImageCache
+from utils.images.preprocess import Preprocess, to_pixels
+from utils.processes import ignore
+from utils.web.download import DownloadLimits, fetch
+
+NO_PIXELS = np.empty(0, np.uint8)
+
+
+class Job(NamedTuple):
+    """One image to fetch: `key` is the caller's, `id` a uuid as text."""
+
+    key: int
+    id: str
+    url: str
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """What every worker needs; it is pickled to them."""
+
+    limits: DownloadLimits
+    max_pixels: int
+    preprocess: Preprocess
+    cache_dir: str
+    cache_max_bytes: int
+
+
+def load_pixels(
+    job: Job, settings: FetchSettings, cache: ImageCache, decoding: contextlib.AbstractContextManager[None]
+) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an image, from the cache or else the web, which then fills the cache.
+
+    `decoding` is a context held while bytes are decoded. Raises ImageError.
+    """
+    path = cache.find(job.id)
+    if path is not None:
+        with contextlib.suppress(ImageError, OSError), path.open("rb") as file, decoding:  # damaged: fetch it again
+            return _pixels(file, settings)
+    with fetch(job.url, settings.limits) as file, decoding:
+        pixels = _pixels(file, settings)
+        cache.add(job.id, file, decode.extension(file))
+    return pixels
+
+
+def _pixels(file: Any, settings: FetchSettings) -> np.ndarray:
+    image = decode.decode(file, settings.max_pixels, min_side=max(settings.preprocess.size))
+    return to_pixels(image, settings.preprocess)
+
+
+Load = Callable[[Job, FetchSettings, ImageCache, contextlib.AbstractContextManager[None]], np.ndarray]
+
+
+def work(
+    pipe: Connection, load: Load, settings: FetchSettings, n_threads: int, decoding: Any, cache_bytes: Any
+) -> None:
+    ignore(signal.SIGINT)  # the parent decides
+    cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    sending, decoder = threading.Lock(), threading.Lock()
+
+    @contextlib.contextmanager
+    def blamed(key: int) -> Iterator[None]:
+        with decoder:
+            decoding.value = key
+            try:
+                yield
+            finally:
+                decoding.value = -1
+
+    def serve() -> None:
+        while True:
+            job, pixels, failure = jobs.get(), NO_PIXELS, None
+            try:
+                pixels = load(job, settings, cache, blamed(job.key))
+            except ImageError as error:
+                failure = error
+            except Exception as error:  # whatever it is, it is this image's
+                failure = ImageError("bad_image", f"{type(error).__name__}: {error}")
+            with sending, contextlib.suppress(OSError):  # the parent is gone, and so are we in a moment
+                pipe.send((job.key, pixels, failure, cache.full))
+
+    for _ in range(n_threads):
+        threading.Thread(target=serve, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            jobs.put(pipe.recv())
+    os._exit(0)  # the parent is gone: threads in downloads are not waited for

@@ -1,0 +1,167 @@
+"""The work of embed.py on a Ray cluster: actors turn blocks of the list into vectors, which stream back to one writer.
+
+Ray brings the engine: back-pressure, GPU placement, actors replaced when they die and their blocks done again. A block
+comes back whole or not at all, one output row for one input row, so that every image gets exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.embedding.plan import Plan
+from utils.embedding.ray_actor import CALLS, Embedder, Row
+from utils.errors import ImageError, UserError
+from utils.items.formatted import from_ids, to_metadata
+from utils.items.worklist import TODO, Worklist
+from utils.log import bar
+from utils.store.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
+BLOCKS_PER_ACTOR = 4  # at least, so that all end at about the same time
+MAX_BLOCK = 8  # batches: a dead actor costs its blocks, and all their pixels may wait in memory
+
+
+class Embedded(NamedTuple):
+    """What became of a row: a vector (D,) float32, or the `error` for which there is none."""
+
+    row: Row
+    vector: np.ndarray
+    error: ImageError | None
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Ray, started here ("local") or joined, for the block. Raises UserError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    try:
+        import ray
+    except ImportError:
+        raise UserError('EMBED_RAY_ADDRESS is set, and Ray is not installed: pip install "ray[data]"') from None
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    environment = {"working_dir": str(ROOT), "excludes": EXCLUDES}
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout, which is for the summary
+        try:
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise UserError(f"no Ray at EMBED_RAY_ADDRESS {address}: {_last_line(error)}") from None
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray took it
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int, n_cpus: int) -> None:
+    """Embed what `work` has still to do, and store it. `n_actors` of `n_cpus` cores each: 0 is as many as fit.
+
+    Raises UserError.
+    """
+    n_actors, n_gpus = count_actors(n_actors, n_cpus)
+    resources = {"num_gpus": n_gpus} if n_gpus else {"num_cpus": n_cpus}
+    rows = (
+        Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
+        for index, item in work.todo()
+    )
+    with bar(work.count(TODO), "embed on Ray", "image") as progress:
+
+        def run(some: Iterable[Row], n: int, n_actors: int) -> None:
+            settled = plan._replace(settled=store.model.get("precision", ""))
+            actor = (settled, n_cpus, str(Path.cwd()))
+            for facts, results in embed(some, n, actor, n_actors, resources):
+                if facts and "dimension" not in store.model:
+                    store.remember_model({**identity, **facts})
+                _keep(results, work, store)
+                progress.update(len(results))
+
+        # First batches, on one actor, until one has shown which precision the model bears; then come all others.
+        while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
+            run(head, len(head), 1)
+        run(rows, work.count(TODO), n_actors)
+
+
+def _keep(results: list[Embedded], work: Worklist, store: Store) -> None:
+    good = [result for result in results if not result.error and work.outcome[result.row.key] == TODO]
+    indexes = [result.row.key for result in good]
+    if good:
+        metadata = [json.loads(result.row.metadata) for result in good]
+        store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
+    for index in indexes:
+        work.store(index)
+    for result in results:
+        if result.error:
+            work.fail(result.row.key, result.row.url, result.error)
+
+
+def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
+    """How many actors, and the GPUs of each: one actor per GPU, or, without GPUs, per `cpus_per_actor` cores."""
+    import ray
+
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0))
+    n_cpus = int(resources.get("CPU", 1))
+    return n_actors or n_gpus or max(1, n_cpus // cpus_per_actor), 1 if n_gpus else 0
+
+
+def embed(
+    rows: Iterable[Row], n_rows: int, actor: tuple[Plan, int, str], n_actors: int, resources: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], list[Embedded]]]:
+    """Blocks of what became of the rows, with the facts about the model as it runs ({} if all images failed).
+
+    `actor` is what an Embedder is made with, `resources` what Ray holds for each.
+    """
+    import pyarrow
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    batch_size = actor[0].batch_size
+    n_block = min(MAX_BLOCK, max(1, n_rows // (batch_size * n_actors * BLOCKS_PER_ACTOR))) * batch_size
+    blocks: Any = []
+    rest = iter(rows)
+    while block := list(itertools.islice(rest, n_block)):  # into Ray's store, which spills: no memory of ours
+        blocks.append(ray.put(pyarrow.table(dict(zip(Row._fields, map(list, zip(*block)))))))
+    if not blocks:
+        return
+    compute = ray.data.ActorPoolStrategy(
+        size=n_actors,
+        max_concurrent_calls_per_actor=CALLS,
+        max_tasks_in_flight_per_actor=CALLS,
+        enable_true_multi_threading=True,
+    )
+    done = ray.data.from_arrow_refs(blocks).map_batches(
+        Embedder, fn_constructor_args=actor, batch_size=None, batch_format="pyarrow", compute=compute, **resources
+    )
+    try:
+        table: Any  # without prefetching, which would keep each block back until the next one is done
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield _read(table.to_pydict())
+    except ray.exceptions.RayError as error:
+        raise UserError(f"Ray gave up: {_last_line(error)}; what is stored stays stored, run again") from None
+
+
+def _read(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], list[Embedded]]:
+    results = []
+    fields = (*Row._fields, "vector", "reason", "detail")
+    for *row, vector, reason, detail in zip(*(columns[name] for name in fields)):
+        error = ImageError(reason, detail) if reason else None
+        results.append(Embedded(Row(*row), np.frombuffer(vector, np.float32), error))
+    return json.loads(next(filter(None, columns["facts"]), "{}")), results
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""Files for trainers and evaluators: formats, and splits that do not leak."""

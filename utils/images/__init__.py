@@ -1,0 +1,1 @@
+"""Image files: formats told by their bytes, decoding to RGB, preprocessing, the cache of originals, thumbnails."""

@@ -1,0 +1,1 @@
+"""The report: figures from the records, and the page that shows them."""

@@ -1,0 +1,202 @@
+"""A Chroma collection, opened and read: cosine space, uuid ids, metadata with a url."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.lock import hold
+from utils.store.server import Place, Server, connect
+
+if TYPE_CHECKING:
+    import chromadb
+
+WAIT_S = 60  # for embed.py to finish
+# A server that is killed while it flushes tears the index: let it do so rarely. It replays its log when it starts.
+SERVER_SYNC_THRESHOLD = 50_000
+IDS_PAGE = 250_000  # 10 MB of a server's answer
+PAGE = 5_000  # records a call: Chroma's SQL fails above 32,766 variables, and a page bounds memory
+
+
+class UnreadableError(UserError):
+    """The collection is there, and its files are torn."""
+
+
+def open_client(place: Place) -> chromadb.ClientAPI:
+    """A server's client, or embedded Chroma in a folder, made if missing: never while another process writes there."""
+    if isinstance(place, Server):
+        return connect(place)
+    import chromadb
+    from chromadb.config import Settings
+
+    # Resolved: "p" and "p/" would be two engines in one process. No .env file of the working folder is to be read.
+    settings = Settings(_env_file=None, anonymized_telemetry=False)  # type: ignore[call-arg]
+    return chromadb.PersistentClient(path=str(place.resolve()), settings=settings)
+
+
+def open_collection(place: Place, name: str) -> chromadb.Collection:
+    """The collection `name` in a place, to read. Raises UserError if missing, empty or not of cosine space."""
+    _check_path(place)
+    return _find(open_client(place), place, name)
+
+
+@contextlib.contextmanager
+def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
+    """open_collection for a block, while no embed.py writes to the folder; a server sees to that itself.
+
+    Frees the folder's index then: 2.5 KB a record at 512-d.
+    """
+    _check_path(place)
+    with contextlib.ExitStack() as stack:
+        if isinstance(place, Path):
+            stack.enter_context(hold(lock_path(place), f"the store {place}", WAIT_S))
+        client = open_client(place)
+        try:
+            with _readable(name):
+                yield _find(client, place, name)
+        finally:
+            client.close()  # type: ignore[attr-defined]
+
+
+def _check_path(place: Place) -> None:
+    if isinstance(place, Path) and not (place / "chroma.sqlite3").exists():
+        raise UserError(f"no Chroma database in {place}; run python embed.py first, or set CHROMADB_PATH")
+
+
+def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Collection:
+    from chromadb.errors import NotFoundError
+
+    with _readable(name):
+        try:
+            collection = client.get_collection(name, embedding_function=None)
+        except (NotFoundError, ValueError):
+            raise UserError(f"no collection {name} in {place}; run python embed.py, or set COLLECTION_NAME") from None
+        _check_space(collection)
+        if not collection.get(limit=1, include=[])["ids"]:  # count() would load the index
+            raise UserError(f"collection {name} in {place} is empty; run python embed.py first")
+    return collection
+
+
+def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
+    """The collection `name` to write, made with `model` as its metadata if missing. Raises UserError for a bad name."""
+    from chromadb.errors import ChromaError
+
+    hnsw: Any = {"space": "cosine"}
+    if isinstance(place, Server):
+        hnsw["sync_threshold"] = SERVER_SYNC_THRESHOLD
+    try:
+        collection = open_client(place).get_or_create_collection(
+            name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
+        )
+        _check_space(collection)  # an old one is returned as it is
+        return collection
+    except (ValueError, ChromaError) as error:
+        raise UserError(f"COLLECTION_NAME {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def _check_space(collection: chromadb.Collection) -> None:
+    configuration = collection.configuration  # a distributed or cloud Chroma has spann for hnsw
+    space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
+    if space != "cosine":
+        raise UserError(f"collection {collection.name} is of {space} space, not cosine; use another COLLECTION_NAME")
+
+
+def lock_path(path: Path) -> Path:
+    """Beside the store in folder `path`: embed.py holds it, and who reads waits for it."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}.lock")
+
+
+def read_ids(collection: chromadb.Collection, where: dict[str, Any] | None = None) -> list[str]:
+    """All ids (whose metadata match `where`), sorted. Raises ValueError if Chroma does not understand `where`."""
+    from chromadb.errors import InvalidArgumentError
+
+    try:
+        ids: list[str] = []
+        while len(ids) % IDS_PAGE == 0:
+            ids += (page := collection.get(where=where or None, limit=IDS_PAGE, offset=len(ids), include=[])["ids"])
+            if not page:
+                break
+        return sorted(set(ids))  # what a server's other writers do meanwhile may show an id twice
+    except (ValueError, InvalidArgumentError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def read_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> np.ndarray:
+    """Embeddings of `ids`, (N, D) float32, in the order of `ids`. Raises KeyError for an id that is not there."""
+    result = np.empty((0, 0), np.float32)
+    start = 0
+    for vectors in _read_pages(collection, ids):
+        if start == 0:
+            result = np.empty((len(ids), vectors.shape[1]), np.float32)
+        result[start : start + len(vectors)] = vectors
+        start += len(vectors)
+    return result
+
+
+def spool_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> Callable[[], np.ndarray]:
+    """read_vectors by way of a temporary file, from which the returned function loads them, once.
+
+    Call it when the collection is closed: Chroma's index and they together are 5 GB for a million at 512-d.
+    """
+    file = tempfile.TemporaryFile()
+    for vectors in _read_pages(collection, ids):
+        vectors.tofile(file)
+
+    def load() -> np.ndarray:
+        with file:
+            file.seek(0)
+            return np.fromfile(file, np.float32).reshape(len(ids), -1)
+
+    return load
+
+
+def _read_pages(collection: chromadb.Collection, ids: Sequence[str]) -> Iterator[np.ndarray]:
+    for page in _pages(ids):
+        got = collection.get(ids=page, include=["embeddings"])
+        row = {id_: i for i, id_ in enumerate(got["ids"])}  # get() returns insertion order
+        yield np.asarray(got["embeddings"], dtype=np.float32)[[row[id_] for id_ in page]]
+
+
+def read_metadata(collection: chromadb.Collection, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Metadata of `ids`, in the order of `ids`. Raises KeyError for an id that is not there."""
+    found = _metadata_of(collection, ids)
+    return [found[id_] for id_ in ids]
+
+
+def read_urls(collection: chromadb.Collection, ids: Sequence[str]) -> list[str]:
+    """The urls of `ids`, in the order of `ids`; "" where there is none, or no such id any more."""
+    with _readable(collection.name):
+        found = _metadata_of(collection, ids)
+    return [url if isinstance(url := found.get(id_, {}).get("url"), str) else "" for id_ in ids]
+
+
+def _metadata_of(collection: chromadb.Collection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    result: dict[str, dict[str, Any]] = {}
+    for page in _pages(ids):
+        got = collection.get(ids=page, include=["metadatas"])
+        result |= {id_: dict(metadata or {}) for id_, metadata in zip(got["ids"], got["metadatas"] or [])}
+    return result
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """A torn index (a process killed while it wrote) is one line, though Chroma's Rust side panics."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ not in ("InternalError", "PanicException"):
+            raise
+        what = (str(error).splitlines() or ["no reason given"])[0]
+        raise UnreadableError(f"collection {name} cannot be read ({what}); python embed.py repairs it") from None
+
+
+def _pages(ids: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ids), PAGE):
+        yield list(ids[start : start + PAGE])

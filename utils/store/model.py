@@ -1,0 +1,23 @@
+"""The identity of the model that made a collection's vectors: compared, and told to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two identities are one model: by hashes where there are any, else by name and tag."""
+    hashes = ("config_sha256", "weights_sha256")
+    if any(key in identity for identity in (one, other) for key in hashes):
+        is_local = "config_sha256" in one  # a local-dir holds its own architecture; a checkpoint's is the model's name
+        keys = hashes if is_local else (*hashes, "model_name")
+    else:
+        keys = ("model_name", "pretrained")
+    return all(one.get(key) == other.get(key) for key in keys)
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """A model's identity for people."""
+    sha = identity.get("weights_sha256", "")
+    parts = [identity.get("model_name"), identity.get("pretrained"), sha and f"weights {sha[:12]}"]
+    return " ".join(str(part) for part in parts if part) or "an unknown model"

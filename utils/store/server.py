@@ -1,0 +1,161 @@
+"""A Chroma server as the store: its address, and a client with the timeouts and the patience that Chroma's lacks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from utils.errors import UserError
+from utils.log import LOG
+
+if TYPE_CHECKING:
+    import chromadb
+
+WAIT_S = 120  # for a server that stops answering in the middle of a run: long enough for a restart
+TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5  # of one request
+MAX_REQUEST_BYTES = 36 * 2**20  # Chroma refuses 40 MiB
+NUMBER_BYTES = 24  # of a float as text, which is how a server without base64 gets it
+_AWAY = (429, 502, 503, 504)  # what a server, or the proxy in front of it, answers when it is busy or away
+
+
+class Server(NamedTuple):
+    """A Chroma server; the environment variable `headers_env`, if named, holds headers for it as JSON."""
+
+    url: str
+    headers_env: str = ""
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def label(self) -> str:
+        """The address as part of a file's name."""
+        return re.sub(r"[^\w.-]", "_", self.url.partition("://")[2])
+
+
+Place = Path | Server  # where collections are: the folder of an embedded Chroma, or a server
+
+
+@functools.cache  # asked for again in the middle of a run, a server that went away is waited for
+def choose(path: str, url: str, headers_env: str) -> Place:
+    """The server at `url`, which must answer now, or without one the folder `path`. Raises UserError."""
+    if not url:
+        return Path(path)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("CHROMA_SERVER_URL must be http(s)://host:port")
+    if parts.username is not None or parts.query:
+        raise UserError("CHROMA_SERVER_URL must hold no secrets; CHROMA_SERVER_HEADERS_ENV is for headers that do")
+    server = Server(url.rstrip("/"), headers_env)
+    _check(server)
+    return server
+
+
+def connect(server: Server) -> chromadb.ClientAPI:
+    """A client that waits up to WAIT_S for a server that went away. Every request may be repeated: ids are our own."""
+    import chromadb
+    from chromadb.config import Settings
+
+    _teach_patience()
+    headers = read_headers(server)
+    settings = Settings(_env_file=None, anonymized_telemetry=False)  # type: ignore[call-arg]
+    is_https = server.url.startswith("https:")
+    try:
+        return chromadb.HttpClient(host=server.url, ssl=is_https, headers=headers, settings=settings)
+    except Exception as error:  # whatever went wrong comes as a ValueError, with what it was in its context
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, UserError):
+            cause = cause.__context__
+        raise cause or UserError(f"{server}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def read_headers(server: Server) -> dict[str, str]:
+    """The extra headers. Raises UserError, which does not tell what the variable holds."""
+    name = server.headers_env
+    if not name:
+        return {}
+    try:
+        headers = json.loads(os.environ[name])
+    except KeyError:
+        raise UserError(f"CHROMA_SERVER_HEADERS_ENV names {name}, which is not set in the environment") from None
+    except ValueError:
+        headers = None
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise UserError(f"the environment variable {name} must hold a JSON object of headers, texts to texts") from None
+    return headers
+
+
+def fitting(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[slice]:
+    """Slices of records that each make a request of at most `most` records and MAX_REQUEST_BYTES."""
+    slices, start, size = [], 0, 0
+    for i, one in enumerate(metadata):
+        bytes_ = len(json.dumps(one)) + NUMBER_BYTES * dimension + 50  # the id is 36 of these
+        if i > start and (i - start == most or size + bytes_ > MAX_REQUEST_BYTES):
+            slices.append(slice(start, i))
+            start, size = i, 0
+        size += bytes_
+    return [*slices, slice(start, len(metadata))] if metadata else []
+
+
+def _check(server: Server) -> None:
+    """At the start nothing is waited for."""
+    import requests
+
+    heartbeat = f"{server.url}/api/v2/heartbeat"
+    try:
+        # That auth does nothing, which keeps credentials of a ~/.netrc out of it.
+        answer = requests.get(heartbeat, headers=read_headers(server), timeout=CONNECT_TIMEOUT_S, auth=lambda r: r)
+    except (requests.RequestException, UnicodeError) as error:
+        raise UserError(f"no Chroma server answers at {server} ({type(error).__name__}); start it, or mend "
+                        "CHROMA_SERVER_URL") from None  # fmt: skip
+    if answer.status_code in (401, 403):
+        raise UserError(f"{server} refuses us ({answer.status_code}); set CHROMA_SERVER_HEADERS_ENV")
+    if not answer.ok or "heartbeat" not in answer.text:
+        raise UserError(f"what answers at {server} is no Chroma server ({answer.status_code}); see CHROMA_SERVER_URL")
+
+
+@functools.cache
+def _teach_patience() -> None:
+    """Have every HTTP client that Chroma makes in this process, some of them inside others, time out and try again."""
+    import httpx
+    from chromadb.api.fastapi import FastAPI
+
+    plain: Any = FastAPI.__init__
+
+    def init(self: Any, system: Any) -> None:
+        plain(self, system)
+        self._session.timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        self._session.request = _patient(self._session.request, self._api_url.removesuffix("/api/v2"))
+
+    FastAPI.__init__ = init  # type: ignore[method-assign]
+
+
+def _patient(request: Callable[..., Any], url: str) -> Callable[..., Any]:
+    import httpx
+
+    def send(*args: Any, **kwargs: Any) -> Any:
+        until, pause_s = 0.0, 0.25
+        while True:
+            try:
+                response = request(*args, **kwargs)
+                if response.status_code not in _AWAY:
+                    return response
+                problem = f"answers {response.status_code}"
+            except httpx.TransportError as error:
+                problem = type(error).__name__
+            if not until:
+                until = time.monotonic() + WAIT_S
+                LOG.warning("the Chroma server at %s is away (%s); waiting up to %s s for it", url, problem, WAIT_S)
+            if time.monotonic() + pause_s > until:
+                raise UserError(f"the Chroma server at {url} stayed away for {WAIT_S} s ({problem}); run again later")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5)
+
+    return send

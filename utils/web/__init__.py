@@ -1,0 +1,1 @@
+"""Bytes behind a URL: how URLs are read, which addresses are allowed, how hosts share the downloads."""
