@@ -245,6 +245,9 @@ def print_summary(root: Path, samples: neighbor_dirs.Samples, originals: Origina
 
 def print_shortfall(samples: neighbor_dirs.Samples, material: Material, made: Made, args: argparse.Namespace) -> None:
     """Say why fewer directories came out than were asked for, and what changes it."""
+    if args.ann_sampler_name == "ids":
+        print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
+        return
     if len(samples) >= args.ann_dirrify_ndirs:
         return
     n_shown = len({id_ for listed in samples.values() for id_ in listed})

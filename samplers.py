@@ -1,9 +1,9 @@
 """Which images become main images: one function per sampler, and the registry SAMPLERS. Needs numpy only.
 
-A sampler takes (pool, rng, n_nearest, *, its options) and yields rows of the collection in the order in which they are
-to be tried, until none is left. It is lazy: the caller takes rows until it has enough directories and clears
-pool.allowed[row] for every row that it has shown meanwhile; a row that is not allowed at that moment is not yielded.
-Picks depend on the pool at the start, the seed, and those changes alone. Options are the keyword-only parameters.
+A sampler takes (pool, rng, n_nearest, *, options) and yields rows of the collection in the order to be tried, until
+none is left. It is lazy: the caller takes rows until it has enough directories, and clears pool.allowed[row] for every
+row it has shown. A sampler skips rows that are not allowed at that moment. Picks depend only on the pool at the start,
+the seed and these changes. Options are the keyword-only parameters.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 NEAR_DUPLICATE = 0.98  # cosine above which two images count as one
-REPEATS = 0.5  # share of a group seen in one earlier group above which it repeats that
-MAX_CANDIDATES = 5_000  # images considered at once: 100,000 images x 512 in seconds, picks still dense among them
-MAX_CLUSTERS = 500  # of typical, as in its paper
-SPARE = 10  # more neighbors than needed are looked up, as some turn out to be near duplicates
-TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and their order twice that
+REPEATS = 0.5  # a group repeats an earlier one above this share of common images
+MAX_CANDIDATES = 5_000  # images considered at once: seconds for 100,000 x 512, and still dense
+MAX_CLUSTERS = 500  # of `typical`, as in its paper
+SPARE = 10  # extra neighbors looked up, to replace near duplicates
+TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and 80 MB for their order
 
 
 def _ignore(message: str) -> None:
@@ -32,15 +32,15 @@ def _ignore(message: str) -> None:
 
 @dataclass
 class Pool:
-    """What a sampler may look at. Vectors and metadata are loaded when a sampler first asks for them."""
+    """The input of a sampler. Vectors and metadata are loaded on first use."""
 
-    ids: list[str]  # all N of the collection, sorted; a row is an index into it
+    ids: list[str]  # (N,) of the collection, sorted; a row is an index into it
     vectors: Callable[[], np.ndarray]  # (N, D) float32, L2-normalized
     metadata: Callable[[], list[dict[str, Any]]]  # N
-    allowed: np.ndarray  # (N,) bool: may become a main image
+    allowed: np.ndarray  # (N,) bool: rows that may become main images
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
-    shown: set[int] = field(default_factory=set)  # rows shown before
-    text_vector: Callable[[str], np.ndarray] | None = None  # prompt -> (D,); None: the model has no text tower
+    shown: set[int] = field(default_factory=set)  # rows shown in earlier runs
+    text_vector: Callable[[str], np.ndarray] | None = None  # prompt -> (D,); None if the model has no text tower
     warn: Callable[[str], None] = _ignore  # takes one line for the user
 
 
@@ -48,10 +48,10 @@ Sampler = Callable[..., Iterator[int]]
 
 
 def draw(name: str, cfg: dict[str, Any], pool: Pool, seed: int, n_nearest: int) -> Iterator[int]:
-    """Rows in the order in which they are to become main images, each at most once.
+    """Rows in the order in which they become main images, each at most once.
 
-    n_nearest: images beside the main one in a directory. Raises ValueError, in one line, for an unknown sampler or
-    option and for a value that does not fit; now, not at the first row, and so the first row is chosen now.
+    n_nearest: images beside the main one in a directory. Raises ValueError, one line, for an unknown sampler, an
+    unknown or missing option, or a bad value. The first row is chosen during this call, so that errors appear here.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
@@ -62,28 +62,29 @@ def draw(name: str, cfg: dict[str, Any], pool: Pool, seed: int, n_nearest: int) 
             raise ValueError(f"sampler {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in cfg:
-            raise ValueError(f"sampler {name} needs the option {option!r}")
+            example = json.dumps({option: EXAMPLES[option]})
+            raise ValueError(f"sampler {name} needs the option {option!r}, such as --ann-sampler-cfg '{example}'")
     rows = sampler(pool, np.random.default_rng(seed), n_nearest, **cfg)
     return itertools.chain(list(itertools.islice(rows, 1)), rows)
 
 
 def options(name: str) -> dict[str, Any]:
-    """Names of a sampler's options and their defaults; inspect.Parameter.empty for one that must be given."""
+    """Option names of a sampler and their defaults; inspect.Parameter.empty for a required option."""
     parameters = inspect.signature(SAMPLERS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def random(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
-    """Uniformly: the control for all others, and the only unbiased choice for an evaluation set. O(N)."""
+    """Uniform: the control for all others, and the only unbiased choice for an evaluation set. O(N)."""
     for row in rng.permutation(len(pool.ids)).tolist():
         if pool.allowed[row]:
             yield row
 
 
 def metadata(pool: Pool, rng: np.random.Generator, n_nearest: int, *, fields: list[str]) -> Iterator[int]:
-    """Uniformly over the distinct values of `fields`, then uniformly inside. O(N).
+    """Uniform over the distinct values of `fields`, then uniform among the items of that value. O(N).
 
-    With several fields a value is their combination. Items that lack a field count as having one value more.
+    With several fields, a value is their combination. Items without a field form one extra group.
     """
     groups = _group_by(pool, _strings("fields", fields))
     rows_of = [rng.permutation(rows).tolist() for rows in groups.values()]
@@ -98,7 +99,7 @@ def metadata(pool: Pool, rng: np.random.Generator, n_nearest: int, *, fields: li
 
 
 def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], list[int]]:
-    """Rows by the values of `fields`, as JSON: it tells 1 from "1" and true, and lists can be compared."""
+    """Rows by the values of `fields`. JSON keys keep 1, "1" and true apart, and make lists hashable."""
     metadata = pool.metadata()
     names = {name for item in metadata for name in item}
     for name in fields:
@@ -112,9 +113,9 @@ def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], lis
 
 
 def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters: int = 100) -> Iterator[int]:
-    """An equal quota per k-means cluster, past main images counted; of each cluster the most central member first.
+    """An equal quota for each k-means cluster, past main images included; the most central members first.
 
-    Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
+    Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
     """
     _check_number("n_clusters", n_clusters, int, 1, MAX_CANDIDATES)
 
@@ -127,9 +128,9 @@ def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters:
 
 
 def k_center(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
-    """Farthest first from all that is annotated or picked: leaves no region out, and meets the outliers early.
+    """The image farthest from all annotated and picked images: covers every region, and picks outliers early.
 
-    Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + annotated + picks)) dot products.
+    Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + annotated + picks)) dot products.
     Source: Sener & Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, arXiv 1708.00489.
     """
 
@@ -145,10 +146,11 @@ def k_center(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[i
 
 
 def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors: int = 20) -> Iterator[int]:
-    """The densest un-annotated member of the largest of those clusters that hold the fewest annotated images.
+    """The densest image without annotation, from the largest of the clusters with the fewest annotated images.
 
-    Clusters are as many as directories would hold all images, at most MAX_CLUSTERS; density is the mean similarity
-    to n_neighbors. Among MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + MAX_CLUSTERS)) dot products.
+    The number of clusters is the number of directories that would hold all images, at most MAX_CLUSTERS. Density is the
+    mean similarity to the n_neighbors nearest. Considers MAX_CANDIDATES random images at a time;
+    O(MAX_CANDIDATES x (N + MAX_CLUSTERS)) dot products.
     Source: Hacohen et al., Active Learning on a Budget (TypiClust), arXiv 2202.02794.
     """
     _check_number("n_neighbors", n_neighbors, int, 1, 1_000)
@@ -165,11 +167,11 @@ def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors
 def herding(
     pool: Pool, rng: np.random.Generator, n_nearest: int, *, bandwidth: float | None = None, subset: int = 5_000
 ) -> Iterator[int]:
-    """The greatest gain in how well all images are covered by a Gaussian kernel; annotated ones cover already.
+    """The largest gain in coverage of all images by a Gaussian kernel around annotated and picked ones.
 
-    bandwidth: of the kernel, as a distance between unit vectors; None: the median distance of an image to its
-    n_nearest-th. Among `subset` random images at a time, by which coverage is measured too; O(subset x N) dot products
-    and O(subset^2) memory. Source: Bae et al., Generalized Coverage for More Robust Low-Budget Active Learning
+    bandwidth: of the kernel, a distance between unit vectors; None: the median distance of an image to its n_nearest-th
+    neighbor. Considers `subset` random images at a time, and measures coverage on them; O(subset x N) dot products and
+    O(subset^2) memory. Source: Bae et al., Generalized Coverage for More Robust Low-Budget Active Learning
     (MaxHerding), arXiv 2407.12212.
     """
     if bandwidth is not None:
@@ -183,11 +185,11 @@ def herding(
 
 
 def ambiguous(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
-    """Groups of which it is least certain what a reviewer would keep, spread over what nothing annotated covers.
+    """The groups with the least certain decisions, spread over regions that no annotated image covers.
 
-    The probability that an image is kept is a logistic function of its similarity to the main image, fitted to all
-    that was kept and deleted so far; a group's uncertainty is the mean of 4p(1 - p). It weights the coverage of
-    `herding`, which this sampler equals as long as nothing is annotated. Cost as there.
+    The probability p that an image is kept is a logistic function of its similarity to the main image, fitted to all
+    decisions so far. The uncertainty of a group is the mean of 4p(1 - p); it weights the coverage of `herding`. Without
+    annotations both samplers are the same, at the same cost.
     Source: Bae et al., Uncertainty Herding, arXiv 2412.20644; pairs near the threshold: ANNEAL, arXiv 2306.11605.
     """
 
@@ -198,9 +200,9 @@ def ambiguous(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[
 
 
 def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -> Iterator[int]:
-    """Nearest to a text prompt, most similar first: when one knows what is looked for.
+    """The images nearest to a text prompt, most similar first.
 
-    MAX_CANDIDATES at a time, in that order; O(MAX_CANDIDATES x N) dot products for each.
+    Considers MAX_CANDIDATES at a time in that order; O(MAX_CANDIDATES x N) dot products for each.
     """
     if not (isinstance(prompt, str) and prompt.strip()):
         raise ValueError(f"option 'prompt' must be a text, not empty, but is {prompt!r}")
@@ -215,9 +217,9 @@ def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -
 
 
 def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str]) -> Iterator[int]:
-    """Exactly the given ids, in their order: one that is annotated or unknown is reported and left out.
+    """Exactly the given ids, in their order. Annotated and unknown ids are skipped with a warning.
 
-    One that was shown before, in this run too, is yielded with a warning, although pool.allowed is not set then. O(N).
+    An id that was shown before, or in this run, is yielded with a warning although it is not allowed. O(N).
     """
     asked = dict.fromkeys(_strings("ids", ids))
     row_of = {id_: row for row, id_ in enumerate(pool.ids) if id_ in asked}
@@ -237,25 +239,26 @@ def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str])
             yield row
 
 
+EXAMPLES = {"fields": ["product"], "prompt": "a red shoe", "ids": ["ID"]}  # of the required options
 SAMPLERS: dict[str, Sampler] = {
     sampler.__name__: sampler
     for sampler in (random, metadata, cluster, k_center, typical, herding, ambiguous, text, ids)
 }
 
-# --- what the samplers that look at vectors share ---------------------------------------------------------------------
-_Scored = tuple[np.ndarray, Callable[[int], None]]  # score per candidate, highest next; tells it what was picked
+# --- shared by the samplers that use vectors --------------------------------------------------------------------------
+_Scored = tuple[np.ndarray, Callable[[int], None]]  # score of each candidate, highest first; its update after a pick
 
 
 @dataclass
 class _Part:
-    """Candidates, near duplicates collapsed, and what is around them."""
+    """Candidates without near duplicates, and their groups."""
 
     rows: np.ndarray  # (M,)
     vectors: np.ndarray  # (M, D)
-    near: np.ndarray  # (M, k) rows of the candidate's group, itself first, then the nearest; near duplicates last
-    similarity: np.ndarray  # (M, k) to these; -1 for a near duplicate of one before it
-    known: np.ndarray  # (A, D) vectors of what is annotated or was picked
-    mains: np.ndarray  # (B, D) of these the main images
+    near: np.ndarray  # (M, k) rows of the candidate's group: itself, then the nearest; near duplicates last
+    similarity: np.ndarray  # (M, k) to these; -1 for a near duplicate of an earlier one
+    known: np.ndarray  # (A, D) vectors of annotated and picked images
+    mains: np.ndarray  # (B, D) vectors of annotated and picked main images
 
 
 def _greedy(
@@ -266,9 +269,10 @@ def _greedy(
     n_candidates: int = MAX_CANDIDATES,
     n_listed: int = 0,
 ) -> Iterator[int]:
-    """Of n_candidates at a time, in `order`: the one with the highest score first, unless its group repeats another."""
+    """Take n_candidates at a time, in `order`; yield the highest score first, and skip groups that repeat others."""
     picked: list[int] = []
-    groups_of: dict[int, list[int]] = {}  # row -> which of the groups picked so far hold it
+    groups_of: dict[int, list[int]] = {}  # row -> numbers of the picked groups that hold it
+    repeating: list[int] = []
     for first in range(0, len(order), n_candidates):
         part = _look_around(pool, order[first : first + n_candidates], picked, max(n_nearest, n_listed))
         if not len(part.rows):
@@ -281,15 +285,25 @@ def _greedy(
             group = part.near[i, : n_nearest + 1].tolist()
             earlier = [number for row in group for number in groups_of.get(row, ())]
             if earlier and np.bincount(earlier).max() > REPEATS * len(group):
+                repeating.append(int(part.rows[i]))
                 continue
             for row in group:
                 groups_of.setdefault(row, []).append(len(picked))
             picked.append(int(part.rows[i]))
             yield picked[-1]
             update(i)
-    n_left = int(pool.allowed.sum() - pool.allowed[picked].sum())
-    if n_left:
-        pool.warn(f"{n_left} images are near duplicates, or their neighbors repeat another directory's: left out")
+    _report_skipped(pool, picked, repeating)
+
+
+def _report_skipped(pool: Pool, picked: list[int], repeating: list[int]) -> None:
+    n_repeating = int(pool.allowed[repeating].sum())
+    n_duplicates = int(pool.allowed.sum() - pool.allowed[picked].sum()) - n_repeating
+    for n, reason in (
+        (n_duplicates, "it is a near duplicate"),
+        (n_repeating, "its directory would repeat another"),
+    ):
+        if n:
+            pool.warn(f"no main image because {reason}: {n} image{'s' * (n > 1)}")
 
 
 def _look_around(pool: Pool, rows: np.ndarray, picked: list[int], n_nearest: int) -> _Part:
@@ -302,7 +316,7 @@ def _look_around(pool: Pool, rows: np.ndarray, picked: list[int], n_nearest: int
 
 
 def _distinct(vectors: np.ndarray, rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`rows` without near duplicates of `known`, and of near duplicates among them only the first."""
+    """`rows` without near duplicates of `known` or of an earlier row."""
     rows = rows[_max_similarity(vectors[rows], known) <= NEAR_DUPLICATE]
     candidates = vectors[rows]
     is_twin = np.zeros(len(rows), bool)
@@ -315,14 +329,14 @@ def _distinct(vectors: np.ndarray, rows: np.ndarray, known: np.ndarray) -> np.nd
 
 
 def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """_Part.near and _Part.similarity for `rows`: exact, but that no more than SPARE near duplicates are replaced."""
+    """_Part.near and _Part.similarity for `rows`, exact; at most SPARE near duplicates are replaced."""
     near, similarity = np.empty((len(rows), k), np.intp), np.empty((len(rows), k), np.float32)
     depth = min(k + SPARE, len(vectors))
     size = max(1, TILE_CELLS // len(vectors))
     for first in range(0, len(rows), size):
         tile = rows[first : first + size]
         cosine = vectors[tile] @ vectors.T
-        cosine[np.arange(len(tile)), tile] = 2  # itself first, whatever rounding says
+        cosine[np.arange(len(tile)), tile] = 2  # itself first, despite rounding
         top = _largest(cosine, depth)
         cosine = np.take_along_axis(cosine, top, 1).clip(-1, 1)
         found = vectors[top]
@@ -335,9 +349,9 @@ def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, 
 
 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """(B, k) columns of the k largest of each row, largest first. The k largest lie in the k blocks of largest maxima.
+    """(B, k) columns of the k largest of each row, largest first.
 
-    So only these blocks are partitioned: several times faster than all of a long row.
+    They lie in the k blocks with the largest maxima. Partitioning only these is several times faster on long rows.
     """
     n = values.shape[1]
     width = max(1, math.isqrt(n // k))
@@ -359,7 +373,7 @@ def _max_similarity(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _k_means(vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, n_rounds: int = 15) -> np.ndarray:
-    """Unit centers (at most n_clusters, D) by spherical k-means, seeded as k-means++ (fewer for fewer distinct)."""
+    """(K, D) unit centers by spherical k-means, k-means++ seeding; K <= n_clusters, fewer for few distinct rows."""
     centers = vectors[:1]
     distance = 1 - vectors @ vectors[0]
     while len(centers) < n_clusters and (distance > 1e-6).any():
@@ -372,14 +386,14 @@ def _k_means(vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, n_r
         sums = np.zeros_like(centers)
         np.add.at(sums, nearest, vectors)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        centers = np.where(lengths > 1e-6, sums / np.maximum(lengths, 1e-6), centers)  # an empty cluster stays
+        centers = np.where(lengths > 1e-6, sums / np.maximum(lengths, 1e-6), centers)  # empty clusters stay
     return centers
 
 
 def _fewest_first(
     part: _Part, centers: np.ndarray, annotated: np.ndarray, quality: np.ndarray, priority: np.ndarray
 ) -> _Scored:
-    """Score: from the cluster with the fewest annotated or picked, of these from that of highest priority, the best."""
+    """Score: clusters with the fewest annotated or picked first, among these by priority, then by quality."""
     cluster_of = (part.vectors @ centers.T).argmax(1)
     counts = np.zeros(len(centers))
     for first in range(0, len(annotated), 1_000):
@@ -396,7 +410,7 @@ def _fewest_first(
 
 
 def _coverage(part: _Part, bandwidth: float, weights: np.ndarray) -> _Scored:
-    """Score: by how much a candidate would raise the weighted sum of each image's kernel to the nearest known one."""
+    """Score: gain in the weighted sum, over all images, of the kernel to the nearest known or picked image."""
 
     def to_kernel(cosine: np.ndarray) -> np.ndarray:
         np.minimum(cosine, 1, out=cosine)
@@ -419,12 +433,12 @@ def _coverage(part: _Part, bandwidth: float, weights: np.ndarray) -> _Scored:
 
 
 def _bandwidth(part: _Part) -> float:
-    """Median distance between a candidate and the last of its group: what one directory reaches."""
+    """Median distance between a candidate and the last of its group: the radius of one directory."""
     return max(float(np.median(np.sqrt(2 - 2 * part.similarity[:, -1]))), 0.01)
 
 
 def _uncertainty(pool: Pool, part: _Part) -> np.ndarray:
-    """(M,) mean of 4p(1 - p) over each candidate's group, p the probability that a reviewer keeps an image of it."""
+    """(M,) mean of 4p(1 - p) over each candidate's group; p is the probability that a reviewer keeps an image."""
     pairs = [
         (pos[0], row, kept) for pos, neg in pool.annotated for rows, kept in ((pos[1:], 1), (neg, 0)) for row in rows
     ]
@@ -441,7 +455,7 @@ def _uncertainty(pool: Pool, part: _Part) -> np.ndarray:
 
 
 def _fit_logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1e-3, n_rounds: int = 20) -> tuple[float, float]:
-    """Slope and offset of P(y = 1 | x), by Newton's method; the ridge keeps them finite where x separates y."""
+    """Slope and offset of P(y = 1 | x) by Newton's method. The ridge keeps them finite if x separates y."""
     features = np.stack([x, np.ones_like(x)], 1).astype(np.float64)
     weights = np.zeros(2)
     for _ in range(n_rounds):

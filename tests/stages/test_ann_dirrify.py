@@ -162,6 +162,13 @@ def test_fewer_directories_than_asked_for_are_explained(ids, capsys):
     assert "ANN_DIRRIFY_NNEAREST" in out
 
 
+def test_named_ids_that_are_not_used_are_counted(ids, capsys):
+    dirrify("--ann-sampler-name", "ids", "--ann-sampler-cfg", json.dumps({"ids": [ids[3], "missing"]}))
+    out = capsys.readouterr().out
+    assert "1 of 2 named ids used" in out
+    assert "ANN_DIRRIFY_NDIRS" not in out
+
+
 def test_no_directory_at_all_is_exit_code_1_and_leaves_no_folder(web_ids, server, capsys):
     server.files.clear()
     assert dirrify("--download-workers", 4) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from itertools import islice
 
@@ -11,18 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers import (
-    NEAR_DUPLICATE,
-    SAMPLERS,
-    Pool,
-    _distinct,
-    _fit_logistic,
-    _k_means,
-    _largest,
-    _logistic,
-    draw,
-    options,
-)
+from samplers import NEAR_DUPLICATE, SAMPLERS, Pool, draw, options
 
 CLEVER = ["cluster", "k_center", "typical", "herding", "ambiguous", "text"]  # those that look at vectors
 CFG = {
@@ -84,8 +74,16 @@ def test_unknown_option_names_the_known_ones():
         draw("metadata", {"field": 1}, a_pool(n=3), 0, 2)
     with pytest.raises(ValueError, match=r"random has no option 'x'; it has none"):
         draw("random", {"x": 1}, a_pool(n=3), 0, 2)
-    with pytest.raises(ValueError, match=r"metadata needs the option 'fields'"):
+
+
+def test_a_missing_option_is_shown_by_an_example():
+    example = """sampler metadata needs the option 'fields', such as --ann-sampler-cfg '{"fields": ["product"]}'"""
+    with pytest.raises(ValueError, match=re.escape(example)):
         draw("metadata", {}, a_pool(n=3), 0, 2)
+    for name in SAMPLERS:
+        if inspect.Parameter.empty in options(name).values():
+            with pytest.raises(ValueError, match=f"sampler {name} needs the option .* such as"):
+                draw(name, {}, a_pool(n=3), 0, 2)
 
 
 def test_options_come_from_the_signature():
@@ -175,7 +173,7 @@ def test_all_annotated_gives_none(name):
 def test_all_equal_vectors_count_as_one_image_and_it_is_said(name):
     said = []
     assert len(take(name, full_pool(np.ones((30, 4)), warn=said.append))) == 1
-    assert said == ["29 images are near duplicates, or their neighbors repeat another directory's: left out"]
+    assert said == ["no main image because it is a near duplicate: 29 images"]
 
 
 @pytest.mark.parametrize("name", CLEVER)
@@ -190,8 +188,10 @@ def test_near_duplicates_count_as_one(name):
 @pytest.mark.parametrize("name", CLEVER)
 def test_a_group_that_mostly_repeats_another_is_skipped(name):
     vectors, labels = blobs([12, 12, 12], spread=0.1, seed=1)
-    rows = take(name, full_pool(vectors), n_nearest=11)  # a folder shows a whole blob
+    said = []
+    rows = take(name, full_pool(vectors, warn=said.append), n_nearest=11)  # a folder shows a whole blob
     assert sorted(labels[rows]) == [0, 1, 2]
+    assert said == ["no main image because its directory would repeat another: 33 images"]
 
 
 @pytest.mark.parametrize("name", CLEVER)
@@ -368,29 +368,24 @@ def test_cluster_gives_small_crowds_their_share():
     assert set(labels[take("cluster", full_pool(vectors), 3, n_clusters=3, n_nearest=3)]) == {0, 1, 2}
 
 
-# --- the parts --------------------------------------------------------------------------------------------------------
-def test_largest_is_an_exact_sort():
-    values = np.random.default_rng(0).integers(0, 50, (6, 101)).astype(np.float32)
-    for k in (1, 7, 101):
-        top = np.take_along_axis(values, _largest(values, k), 1)
-        assert (top == -np.sort(-values, axis=1)[:, :k]).all()
+def test_typical_measures_density_by_the_true_nearest():
+    vectors = unit(np.random.default_rng(0).normal(size=(101, 6)))
+    nearest = np.sort(vectors @ vectors.T, axis=1)[:, ::-1]
+    for k in (1, 7, 100):
+        densest = nearest[:, : k + 1].mean(1).argmax()  # n_nearest 100: one cluster
+        assert take("typical", full_pool(vectors), 1, n_nearest=100, n_neighbors=k) == [densest]
 
 
-def test_distinct_keeps_the_first_of_near_duplicates():
-    vectors = unit(on_circle(0, 5, 40, 44, 90)).astype(np.float32)
-    assert _distinct(vectors, np.array([1, 0, 3, 2, 4]), vectors[4:]).tolist() == [1, 3]
+def test_the_first_of_near_duplicates_is_taken_and_none_of_an_annotated_image():
+    vectors = on_circle(5, 0, 40, 44, 90, 88)
+    pool = full_pool(vectors, allowed=np.arange(6) != 4, annotated=[([4], [])])
+    pool.text_vector = lambda prompt: unit(on_circle(2))[0]
+    assert take("text", pool, n_nearest=0) == [1, 2]
 
 
-def test_k_means_finds_the_blobs():
-    vectors, labels = blobs([30, 30, 30], spread=0.1)
-    centers = _k_means(vectors, 3, np.random.default_rng(0))
-    assert len({tuple(set(labels[(vectors @ centers.T).argmax(1) == c].tolist())) for c in range(3)}) == 3
-
-
-def test_logistic_fit_finds_the_threshold_and_survives_separable_data():
-    x = np.linspace(0, 1, 200)
-    y = (np.random.default_rng(0).random(200) < _logistic(20 * (x - 0.6))).astype(int)
-    slope, offset = _fit_logistic(x, y)
-    assert -offset / slope == pytest.approx(0.6, abs=0.05)
-    for y in (x > 0.3, x > 2, x < 2):
-        assert np.isfinite(_fit_logistic(x, y.astype(int))).all()
+@pytest.mark.parametrize(("positives", "negatives"), [([0, 1, 2], []), ([0], [3, 4]), ([0, 1], [3, 4])])
+def test_ambiguous_works_when_similarity_separates_all_decisions(positives, negatives):
+    vectors = on_circle(0, 10, 20, 60, 70, *range(80, 360, 20))
+    allowed = np.arange(len(vectors)) >= 5
+    pool = full_pool(vectors, allowed=allowed, annotated=[(positives, negatives)])
+    assert len(take("ambiguous", pool, n_nearest=1)) > 3
