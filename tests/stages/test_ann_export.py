@@ -419,7 +419,7 @@ def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, m
         ]
     )
     export("--ann-export-value", "id", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = Path(metric_learning.__file__).with_name("README.md").read_text(encoding="utf-8")
     (lines_of_readme,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "triplets.train" in code]
     assert lines_of_readme.count("\n") <= 16
     exec(lines_of_readme, {})
