@@ -30,7 +30,7 @@ ROOMS = {
     "items": set(),
     "web": set(),
     "images": set(),
-    "store": {"items"},
+    "store": set(),
     "embedding": {"items", "web", "images", "store"},
     "annotation": {"items", "web", "images", "store"},
     "export": {"annotation", "images", "store"},

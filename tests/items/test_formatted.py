@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import ImageError, UserError
-from utils.items.formatted import REST_FIELD, from_ids, item_id, read_items, restore_item, to_ids, to_metadata
+from utils.items.formatted import REST_FIELD, item_id, read_items, restore_item, to_metadata
 from utils.store import collection as collections
 
 TEXT = st.text(st.characters(), max_size=8)  # lone surrogates and NUL included
@@ -79,15 +79,6 @@ def test_the_id_is_uuid5_of_the_field_as_given():
 def test_what_has_no_usable_url_is_a_bad_record(item: object):
     with pytest.raises(ImageError, match="bad_record"):
         item_id(item, "url")
-
-
-def test_ids_are_packed_and_unpacked():
-    texts = [str(uuid.uuid4()) for _ in range(5)]
-    assert from_ids(to_ids(texts)) == texts
-    with pytest.raises(ValueError):
-        to_ids(["x"])
-    with pytest.raises(ValueError):
-        to_ids(["A" + texts[0][1:].upper()])
 
 
 def test_jsonl_is_read_line_by_line_and_blank_lines_are_skipped(tmp_path: Path):

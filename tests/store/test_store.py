@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.items.formatted import from_ids, to_ids
+from utils.ids import from_ids, to_ids
 from utils.store import collection as collections
 from utils.store import index
 from utils.store.store import Store

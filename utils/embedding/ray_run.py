@@ -22,7 +22,8 @@ import numpy as np
 from utils.embedding.plan import Plan
 from utils.embedding.ray_actor import CALLS, Embedder, Row
 from utils.errors import ImageError, UserError
-from utils.items.formatted import from_ids, to_metadata
+from utils.ids import from_ids
+from utils.items.formatted import to_metadata
 from utils.items.worklist import TODO, Worklist
 from utils.log import bar
 from utils.store.store import Store

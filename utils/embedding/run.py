@@ -14,7 +14,8 @@ from utils.embedding.fetch_worker import FetchSettings, Job
 from utils.embedding.fetcher import Fetcher, Result
 from utils.embedding.plan import NO_NUMBERS, Plan, encode, facts
 from utils.errors import ImageError
-from utils.items.formatted import from_ids, to_metadata
+from utils.ids import from_ids
+from utils.items.formatted import to_metadata
 from utils.items.worklist import FAILED, STORED, TODO, Worklist
 from utils.log import bar
 from utils.store.store import Store

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from utils.errors import ImageError, UserError
 from utils.files import read_list
@@ -78,22 +76,6 @@ def restore_item(metadata: dict[str, Any]) -> dict[str, Any]:
     """Exactly the item that to_metadata was given (order of the fields apart)."""
     item = {name: value for name, value in metadata.items() if name != REST_FIELD}
     return item | json.loads(metadata.get(REST_FIELD, "{}"))
-
-
-def to_ids(texts: Sequence[str]) -> np.ndarray:
-    """uuids as text, as uuid.UUID writes them -> (n,) V16. Raises ValueError for what is none."""
-    digits = "".join(texts).replace("-", "")
-    ids = np.frombuffer(bytes.fromhex(digits) if len(digits) == 32 * len(texts) else b"", "V16")
-    if from_ids(ids) != list(texts):
-        raise ValueError("an id that is no uuid in its usual form")
-    return ids
-
-
-def from_ids(ids: np.ndarray) -> list[str]:
-    """(n,) V16 -> uuids as text."""
-    digits = ids.tobytes().hex()
-    parts = (digits[i : i + 32] for i in range(0, len(digits), 32))
-    return [f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}" for d in parts]
 
 
 def _is_name(name: str) -> bool:

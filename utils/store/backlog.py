@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.items.formatted import from_ids
+from utils.ids import from_ids
 from utils.store.collection import open_client
 from utils.store.server import Place, fitting
 from utils.store.vectors import CHANGE, STORE, read_frames

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.ids import is_uuid
-from utils.items.formatted import from_ids, to_ids
+from utils.ids import from_ids, is_uuid, to_ids
 from utils.lock import hold
 from utils.processes import Progress
 from utils.store import collection as collections
