@@ -23,8 +23,8 @@ from tests.support import browser
 from utils.cli import run
 
 PICTURES = demo.ROOT / ".github" / "pictures"
-# Source: skimage/data/README.txt of scikit-image, which names the license of each file.
-FREE_PHOTOS = ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "moon.png", "rocket.jpg"]
+# Source: the docstrings of skimage.data, which give each photo's license.
+FREE_PHOTOS = ["astronaut.png", "camera.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "rocket.jpg"]
 WIDTH, HEIGHT = 1_200, 760  # pixels of a picture
 N_COLORS = 128  # of a picture's palette: two pictures stay under 300 KB each
 SETTINGS = {
@@ -74,7 +74,7 @@ def photograph_directory(directory: Path, picture: Path) -> None:
         manager = subprocess.Popen(["pcmanfm", "--no-desktop", str(directory.absolute())], env=environment)
         try:
             wait_until_still(environment)
-            shrink(subprocess.run(["import", "-window", "root", "png:-"], env=environment, capture_output=True).stdout, picture)
+            shrink(grab(environment, "png"), picture)
         finally:
             manager.terminate()
             manager.wait()
@@ -97,11 +97,16 @@ def screen() -> Iterator[str]:
         server.wait()
 
 
+def grab(environment: dict[str, str], kind: str) -> bytes:
+    command = ["import", "-window", "root", "-depth", "8", f"{kind}:-"]
+    return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+
 def wait_until_still(environment: dict[str, str], still_s: float = 3, most_s: float = 60) -> None:
     """Until the screen has shown something, and the same, for a while: thumbnails come one by one."""
     last, since, begun = b"", time.monotonic(), time.monotonic()
     while time.monotonic() - begun < most_s:
-        now = subprocess.run(["import", "-window", "root", "rgb:-"], env=environment, capture_output=True).stdout
+        now = grab(environment, "rgb")
         if now != last or len(set(now[:3_000_000:997])) < 8:
             last, since = now, time.monotonic()
         elif time.monotonic() - since > still_s:
