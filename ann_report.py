@@ -18,8 +18,8 @@ from utils.annotation.judgments import rank
 from utils.annotation.records import Record, read_records
 from utils.errors import UserError
 from utils.files import replacing, write_json
-from utils.images import thumbnails
 from utils.images.cache import ImageCache
+from utils.images.copies import make_thumbnails, remove_other_thumbnails
 from utils.items.formatted import restore_item
 from utils.log import bar, start_log
 from utils.report import page
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         rival = read_material(records, args, args.compare_collection)
         figures["comparison"] = compare(material, rival, args.compare_collection)
     folder = Path(args.ann_report_dir_path)
-    pictured = make_thumbnails(material, figures, folder, args)
+    pictured = make_pictures(material, figures, folder, args)
     write_json(folder / "report.json", figures)
     with replacing(folder / "report.html") as file:
         page.write_page(file, f"Annotations of {args.collection_name}", sections(material, figures, pictured))
-    thumbnails.remove_others(folder / page.THUMBNAILS, pictured)
+    remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
     print_summary(folder, figures)
     return 0
 
@@ -73,13 +73,13 @@ def read_material(records: list[Record], args: argparse.Namespace, name: str) ->
         return Material(records, ranked, n_images, dict(images.metadata or {}), items)
 
 
-def make_thumbnails(material: Material, figures: Figures, folder: Path, args: argparse.Namespace) -> set[str]:
+def make_pictures(material: Material, figures: Figures, folder: Path, args: argparse.Namespace) -> set[str]:
     """Ids that have a picture now."""
     ids = {id_ for record in shown_records(material) for id_ in (*record["pos"], *record["neg"])}
     ids.update(id_ for shown in shown_conflicts(figures) for id_ in shown)
     cache = ImageCache(args.image_cache_dir_path, 0)
     with bar(len(ids), "thumbnails", "image") as progress:
-        made = thumbnails.make(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
+        made = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(made)
     return made
 

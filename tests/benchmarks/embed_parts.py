@@ -55,14 +55,15 @@ def forward(model: tuple[str, str], precision: str, n_batches: int) -> dict[str,
 
 def decode(folder: str, side: int, n: int) -> dict[str, float]:
     """CPU seconds an image from bytes to the model's input, as embed.py decodes."""
-    from utils.images import decode
+    from utils.images.decode import decode as decode_image
+    from utils.images.preprocess import Preprocess, to_pixels
 
     data = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
-    preprocess = decode.Preprocess((side, side), "shortest", "bicubic", 0)
+    preprocess = Preprocess((side, side), "shortest", "bicubic", 0)
 
     def once(number: int) -> None:
-        image = decode.decode(io.BytesIO(data[number % len(data)]), MAX_PIXELS, min_side=side)
-        decode.to_pixels(image, preprocess)
+        image = decode_image(io.BytesIO(data[number % len(data)]), MAX_PIXELS, min_side=side)
+        to_pixels(image, preprocess)
 
     once(0)
     cpu = time.process_time()
@@ -87,7 +88,7 @@ def fetch(urls: list[str], side: int, n_threads: int) -> dict[str, float]:
     """Downloading and decoding alone, with embed.py's own workers: images/s from the first to the last result."""
     from utils.embedding.fetch_worker import FetchSettings, Job
     from utils.embedding.fetcher import Fetcher
-    from utils.images.decode import Preprocess
+    from utils.images.preprocess import Preprocess
     from utils.web.download import DownloadLimits
 
     limits = DownloadLimits(15, 2, 50_000_000, allow_local=True, respect_noai=True)
@@ -182,7 +183,8 @@ def _rate(embed: Any, urls: list[str], function: Any) -> dict[str, float]:
 def fidelity(model: tuple[str, str], folder: str, store: str, ids: list[str]) -> dict[str, float]:
     """What embed.py stored against fp32 and full decoding: cosines, and the overlap of the 20 nearest neighbors."""
     from utils.embedding import encoder
-    from utils.images import decode
+    from utils.images.decode import decode as decode_image
+    from utils.images.preprocess import to_pixels
     from utils.store import collection
 
     found = collection.read_vectors(collection.open_collection(Path(store), "images"), ids)
@@ -190,8 +192,8 @@ def fidelity(model: tuple[str, str], folder: str, store: str, ids: list[str]) ->
     paths = sorted(Path(folder).glob("*.jpg"))
     vectors = []
     for first in range(0, len(paths), BATCH):
-        batch = [decode.decode(io.BytesIO(path.read_bytes()), MAX_PIXELS) for path in paths[first : first + BATCH]]
-        vectors.append(exact.encode(np.stack([decode.to_pixels(image, exact.preprocess) for image in batch])))
+        batch = [decode_image(io.BytesIO(path.read_bytes()), MAX_PIXELS) for path in paths[first : first + BATCH]]
+        vectors.append(exact.encode(np.stack([to_pixels(image, exact.preprocess) for image in batch])))
     reference = np.concatenate(vectors)
     cosines = (reference * found).sum(axis=1) / np.linalg.norm(found, axis=1)
     overlaps = [len(ours & theirs) / len(ours) for ours, theirs in zip(_nearest(found), _nearest(reference))]

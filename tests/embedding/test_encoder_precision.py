@@ -15,7 +15,8 @@ from tests.support.servers import PhotoServer
 from utils.embedding import encoder
 from utils.errors import UserError
 from utils.files import write_json
-from utils.images.decode import decode, to_pixels
+from utils.images.decode import decode
+from utils.images.preprocess import to_pixels
 from utils.store.vectors import Journal
 
 torch = pytest.importorskip("torch")

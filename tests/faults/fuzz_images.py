@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import ImageError
-from utils.images.decode import Preprocess, decode, extension, to_pixels
+from utils.images.decode import decode
+from utils.images.formats import identify
+from utils.images.preprocess import Preprocess, to_pixels
 
 _MAX_PIXELS = 4_000_000  # small, so that a header edited into a huge picture is refused, not decoded for a minute
 _PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)
@@ -119,7 +121,7 @@ def _repeat(data: bytearray, rng: random.Random) -> None:
 def outcome(data: bytes, min_side: int | None) -> str:
     """ "stored" or the reason; anything but pixels or an ImageError is raised."""
     try:
-        extension(io.BytesIO(data))
+        identify(io.BytesIO(data))
         image = decode(io.BytesIO(data), _MAX_PIXELS, min_side)
     except ImageError as error:
         return error.reason

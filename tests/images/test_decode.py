@@ -16,7 +16,9 @@ from PIL import Image
 from tests.faults import fuzz_images
 from tests.faults.fault_server import photo, png, png_bomb_file
 from utils.errors import ImageError
-from utils.images.decode import Preprocess, decode, extension, to_pixels
+from utils.images.decode import decode
+from utils.images.formats import identify
+from utils.images.preprocess import Preprocess, to_pixels
 
 CAP = 1_000_000
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -237,7 +239,7 @@ def test_what_is_no_image_says_what_it_is(data, kind):
     with pytest.raises(ImageError, match=f"not_an_image: .*{kind}"):
         decode(io.BytesIO(data), CAP)
     with pytest.raises(ImageError, match="not_an_image"):
-        extension(io.BytesIO(data))
+        identify(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("format", ["PCX", "TGA", "EPS", "SGI", "IM", "ICNS", "DDS", "PDF"])
@@ -331,7 +333,7 @@ def test_mutations_end_in_an_image_or_an_error():
     ],
 )
 def test_extensions_come_from_the_content(name, expected):
-    assert extension(io.BytesIO(fuzz_images.SEEDS[name]())) == expected
+    assert identify(io.BytesIO(fuzz_images.SEEDS[name]()))[1] == expected
 
 
 def test_spooled_bodies_are_read_in_memory_and_on_disk():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import collections
 import functools
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from utils.annotation.neighbor_dirs import image_name
 from utils.errors import ImageError
-from utils.images import decode
 from utils.images.cache import ImageCache
+from utils.images.copies import write_copy
+from utils.images.decode import decode
 from utils.web.download import DownloadLimits, fetch
 from utils.web.host_pool import HostPool
 from utils.web.urls import turn_of
@@ -82,7 +81,7 @@ class Originals:
             return False
         with file:
             try:
-                _place(file, folder, rank, id_)
+                write_copy(file, folder / image_name(rank, id_, ""))
             except ImageError:  # damaged
                 return False
         return True
@@ -95,9 +94,9 @@ class Originals:
             return main.result()
         try:
             with fetch(url, self._limits) as file:
-                decode.decode(file, self._max_pixels, MIN_SIDE)
+                decode(file, self._max_pixels, MIN_SIDE)
                 file.seek(0)
-                _place(file, folder, rank, id_)
+                write_copy(file, folder / image_name(rank, id_, ""))
         except ImageError as error:
             return error.reason
         return ""
@@ -111,8 +110,3 @@ class Originals:
         self.n_downloaded += sum(not reason for reason in reasons.values())
         self.failures.update(filter(None, reasons.values()))
         return [id_ for id_ in ids if not reasons.get(id_)]
-
-
-def _place(file: BinaryIO, folder: Path, rank: int, id_: str) -> None:
-    with (folder / image_name(rank, id_, decode.extension(file))).open("xb") as copy:
-        shutil.copyfileobj(file, copy, 1 << 20)

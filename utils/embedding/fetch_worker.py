@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import ImageError
-from utils.images import decode
 from utils.images.cache import ImageCache
+from utils.images.decode import decode
 from utils.images.preprocess import Preprocess, to_pixels
 from utils.processes import ignore
 from utils.web.download import DownloadLimits, fetch
@@ -56,12 +56,12 @@ def load_pixels(
             return _pixels(file, settings)
     with fetch(job.url, settings.limits) as file, decoding:
         pixels = _pixels(file, settings)
-        cache.add(job.id, file, decode.extension(file))
+        cache.add(job.id, file)
     return pixels
 
 
 def _pixels(file: Any, settings: FetchSettings) -> np.ndarray:
-    image = decode.decode(file, settings.max_pixels, min_side=max(settings.preprocess.size))
+    image = decode(file, settings.max_pixels, min_side=max(settings.preprocess.size))
     return to_pixels(image, settings.preprocess)
 
 

@@ -1,1 +1,1 @@
-"""Image files: formats told by their bytes, decoding to RGB, preprocessing, the cache of originals, thumbnails."""
+"""Image files: formats by content, decoding to RGB, a model's preprocessing, the cache of originals, copies to show."""

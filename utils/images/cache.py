@@ -1,24 +1,28 @@
-"""The image cache: downloaded originals as {id[:2]}/{id}{extension}, up to a size."""
+"""The image cache: downloaded originals as {id[:2]}/{id}{extension}, up to a total size."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.images.formats import EXTENSIONS
+from utils.images.formats import EXTENSIONS, identify
 
-MIN_FREE_SHARE = 0.1  # of the disk: less free than this, and caching stops
+MIN_FREE_SHARE = 0.1  # caching stops when a smaller share of the disk is free
+ABANDONED_S = 3600  # a temporary file that nobody has written to for so long belongs to a killed run
+_TEMPORARY = re.compile(r"\.[0-9a-f-]{36}\.[a-z0-9]+\.\d+\.tmp")  # ".{id}{extension}.{pid}.tmp"
 
 
 class ImageCache:
-    """The folder `directory` ("" keeps nothing) with at most `max_bytes` in it.
+    """The folder `directory` ("" caches nothing) with at most `max_bytes` in it.
 
-    `used` is a number shared between the processes that add, multiprocessing's Value("q"): bytes in it. `full` says
-    why nothing is added any more, "" while it is. Readers see whole files only. A disk that is full or read-only
-    raises nothing: caching stops, embedding goes on.
+    `used` is multiprocessing's Value("q"), shared by all processes that add: the bytes in the folder. `full` is the
+    reason why caching has stopped, "" before that. Readers see complete files only. A full or read-only disk raises
+    nothing: caching stops and embedding goes on.
     """
 
     def __init__(self, directory: str, max_bytes: int, used: Any = None) -> None:
@@ -28,18 +32,18 @@ class ImageCache:
         self._used = used
 
     def find(self, id_: str) -> Path | None:
-        """The cached original of `id_`, whatever its extension; None if there is none."""
+        """Path of the cached original of `id_`, whatever its extension; None if there is none."""
         if self.directory is None:
             return None
         stem = self.directory / id_[:2] / id_
         candidates = (stem.with_name(id_ + extension) for extension in EXTENSIONS)
         return next((path for path in candidates if path.is_file()), None)
 
-    def add(self, id_: str, file: BinaryIO, extension: str) -> None:
-        """Keep the bytes of `file`, read from its beginning, under `id_`, unless the cache is full or unwritable."""
+    def add(self, id_: str, file: BinaryIO) -> None:
+        """Store the bytes of the image `file` under `id_`, unless the cache is full or unwritable."""
         if self.directory is None or self.full:
             return
-        path = self.directory / id_[:2] / f"{id_}{extension}"
+        path = self.directory / id_[:2] / f"{id_}{identify(file)[1]}"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +59,23 @@ class ImageCache:
                 temporary.unlink()
 
     def size(self) -> tuple[int, int]:
-        """(files, bytes) in the cache, counted by walking it: about a second per 200,000 files."""
-        files = total = 0
+        """(files, bytes) in the cache, counted by walking it: about a second per 200,000 files.
+
+        The walk also removes the temporary files of killed runs.
+        """
+        n_files = n_bytes = 0
         for folder, _, names in os.walk(self.directory) if self.directory else ():
-            for name in names:
+            for path in (Path(folder, name) for name in names):
                 with contextlib.suppress(OSError):
-                    total += Path(folder, name).stat().st_size
-                    files += 1
-        return files, total
+                    if _is_abandoned(path):
+                        path.unlink()
+                    else:
+                        n_bytes += path.stat().st_size
+                        n_files += 1
+        return n_files, n_bytes
 
     def _has_room(self, size: int) -> bool:
-        """Whether `size` bytes more are within the limits; counts them."""
+        """Whether `size` more bytes are within the limits; if so, they count as used."""
         disk = shutil.disk_usage(self.directory or ".")
         if disk.free < MIN_FREE_SHARE * disk.total:
             self.full = f"less than {MIN_FREE_SHARE:.0%} of the disk is free"
@@ -76,3 +86,7 @@ class ImageCache:
                 return False
             self._used.value += size
         return True
+
+
+def _is_abandoned(path: Path) -> bool:
+    return bool(_TEMPORARY.fullmatch(path.name)) and time.time() - path.stat().st_mtime > ABANDONED_S

@@ -1,4 +1,4 @@
-"""Image bytes of unknown origin -> RGB pixels, cut exactly as open_clip's own transform does, or an ImageError."""
+"""Decode image bytes from unknown sources to upright RGB pixels, or raise an ImageError."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import ImageError
-from utils.images.formats import ended_early, extension, identify
-from utils.images.preprocess import Preprocess, to_pixels
+from utils.images.formats import identify, is_cut_off
 
-__all__ = ["Preprocess", "decode", "extension", "to_pixels"]
-
-# Of 152 views of photos, 450 to 2,000 pixels high, EfficientNet-Lite0 saw 39 at a cosine below 0.999 of the full
-# decode with twice the size left, and 10 with three times (as many as with Pillow's best reduction; the model moves
-# more if pixels move by 1 of 255). Photos of 12 megapixels are decoded at 1/4 with either.
+# A JPEG is decoded at the smallest scale that keeps DRAFT times the side that the caller needs. With EfficientNet-Lite0
+# on 152 photo crops, 450 to 2,000 pixels high, the cosine to the full decode was below 0.999 for 39 crops at 2 and for
+# 10 at 3, as many as with Pillow's best reduction. Photos of 12 megapixels are decoded at 1/4 either way.
 DRAFT = 3
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what turns the image upright
+_UPRIGHT = {  # EXIF orientation -> the transpose that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,21 +27,23 @@ _UPRIGHT = {  # EXIF orientation -> what turns the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"  # markers; the coded pixels never hold these bytes
-_ZEROS = 64  # so many at the end of a file are no pixels
-_MAX_SCANS = 500  # of a progressive JPEG, usually 10: each can make the decoder pass over all pixels for a few bytes
+_END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"  # markers; coded pixels never contain these bytes
+_MIN_ZEROS = 64  # this many zeros at the end of a file are not coded pixels
+_MAX_SCANS = 500  # of a progressive JPEG, which has about 10: each scan of a few bytes can cost a pass over all pixels
+# In the messages of Pillow about a file that ends too early.
+_CUT_OFF = ("runcated", "not enough image data", "buffer is not large enough", "Reached EOF", "but only got")
 
 
 def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Image.Image:
     """The first frame as RGB: upright, on white where transparent, 16 bits scaled to 8, its ICC profile ignored.
 
-    A caller that needs only `min_side` pixels on the shortest side gets a JPEG decoded at 1/2, 1/4 or 1/8, with
-    DRAFT times that left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
+    `min_side`: pixels that the caller needs on the shortest side. A JPEG is then decoded at 1/2, 1/4 or 1/8, with at
+    least DRAFT * min_side pixels left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
     """
     name, _ = identify(file)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd files and large ones; we have our own cap
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels is the limit
     with _decoder_errors(file, name):
-        # Also guards what plugins open inside (icons hold PNGs); Pillow raises at twice this number.
+        # Also limits pictures inside the file (an icon holds PNGs); Pillow raises at twice this number.
         Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
         image: Image.Image = Image.open(file, formats=[name])
         if image.width * image.height > max_pixels:
@@ -59,7 +58,7 @@ def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Imag
 
 @contextlib.contextmanager
 def _decoder_errors(file: BinaryIO, name: str) -> Iterator[None]:
-    """Whatever a decoder raises is the image's fault, and becomes an ImageError."""
+    """Turns every exception of a decoder into an ImageError."""
     try:
         yield
     except ImageError:
@@ -70,30 +69,42 @@ def _decoder_errors(file: BinaryIO, name: str) -> Iterator[None]:
         raise ImageError("bad_image", f"{name}: not enough memory") from None
     except Exception as error:
         text = "unreadable header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise ImageError("truncated" if ended_early(file, error) else "bad_image", f"{name}: {text}") from None
+        raise ImageError("truncated" if _is_truncated(file, error) else "bad_image", f"{name}: {text}") from None
+
+
+def _is_truncated(file: BinaryIO, error: Exception) -> bool:
+    """Whether a decoder failed because the file ends too early."""
+    if isinstance(error, EOFError) or any(words in str(error) for words in _CUT_OFF):
+        return True
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    cut_off = is_cut_off(data)
+    if cut_off is None:  # the decoder looked for more of the header
+        return isinstance(error, UnidentifiedImageError) and position >= len(data)
+    return cut_off
 
 
 def _check_jpeg(file: BinaryIO, image: Image.Image) -> None:
-    """Raises ImageError for what the decoder would take: zeros in place of the end, as preallocated files have (they
-    decode to gray), and very many passes over the picture (hours in a few megabytes)."""
+    """Raises ImageError for files that the decoder would accept: with zeros in place of their end (a preallocated file,
+    which decodes to gray), or with so many scans that a few megabytes take hours."""
     position = file.tell()  # where the header ends
     file.seek(0)
     data = file.read()
     file.seek(position)
     written = data.rstrip(b"\0")
-    if (
-        len(data) - len(written) >= _ZEROS and _END_OF_JPEG not in written[position:]
-    ):  # behind the end zeros are padding
-        raise ImageError("truncated", f"JPEG: {len(data) - len(written)} zeros in place of its end")
+    n_zeros = len(data) - len(written)
+    if n_zeros >= _MIN_ZEROS and _END_OF_JPEG not in written[position:]:  # zeros after the end marker are padding
+        raise ImageError("truncated", f"JPEG: {n_zeros} zeros in place of its end")
     if image.info.get("progressive") and data.count(_SCAN_OF_JPEG) > _MAX_SCANS:
         raise ImageError("bad_image", f"JPEG: more than {_MAX_SCANS} scans")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; EXIF that cannot be read says nothing. (TIFF turns itself when loaded.)"""
+    """Rotated by its EXIF orientation; unreadable EXIF is ignored. (Pillow rotates a TIFF when it loads it.)"""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # the pixels are fine; viewers ignore broken EXIF, too
+    except Exception:  # viewers ignore broken EXIF, too
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
@@ -112,8 +123,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits: the high byte, as Pillow itself does for 16-bit RGB. Integers of 32 bits count as
-    16-bit ones (PNG and PPM come so) unless they are larger; floats as 0 to 1, unless they are larger."""
+    """Scale gray of more than 8 bits: integers to their high byte, as Pillow scales 16-bit RGB.
+
+    32-bit integers are taken for 16-bit ones (Pillow opens PNG and PPM so) unless a value exceeds 65,535. Floats range
+    from 0 to 1, else to 255, else to 65,535, by their maximum.
+    """
     values = np.asarray(image)
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

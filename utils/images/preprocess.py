@@ -1,4 +1,4 @@
-"""The cut of an image that a model sees, exactly as open_clip's own inference transform makes it, without torch."""
+"""open_clip's inference transform up to ToTensor, pixel for pixel, without torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-_MAX_ASPECT = 100  # beyond, the shortest-side resize would make gigabytes of which the crop keeps one square
+_MAX_ASPECT = 100  # a longer image would be resized to gigabytes, of which the crop keeps one square
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model's images are cut: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip."""
+    """A model's image settings: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip."""
 
     size: tuple[int, int]
     resize_mode: str
@@ -21,7 +21,7 @@ class Preprocess:
 
 
 def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """An RGB image as (H, W, 3) uint8: what open_clip's inference transform yields before ToTensor and Normalize.
+    """An RGB image, resized and cropped to (H, W, 3) uint8.
 
     Source: open_clip.transform.image_transform_v2 and torchvision's Resize and CenterCrop, rounding included.
     """
@@ -38,14 +38,14 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
         short, long = min(image.size), max(image.size)
         size = (height, int(height * long / short))
         size = size if image.width <= image.height else (size[1], size[0])
-    else:  # open_clip's own class for this case, which knows only bicubic
+    else:  # open_clip's own class for this case is always bicubic
         ratio = min(image.height / height, image.width / width)
         size, resample = (round(image.width / ratio), round(image.height / ratio)), Image.Resampling.BICUBIC
     return np.asarray(_center_crop(_resized(image, size, resample), height, width, 0))
 
 
 def _without_extremes(image: Image.Image) -> Image.Image:
-    """The middle of an image that is more than 100 times longer than wide."""
+    """The image, or the middle of one with a side more than 100 times as long as the other."""
     limit = _MAX_ASPECT * min(image.size)
     if max(image.size) <= limit:
         return image
@@ -59,7 +59,7 @@ def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampli
 
 
 def _center_crop(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
-    """The middle (height, width) of an image, padded with gray `fill` where it is smaller."""
+    """The middle (height, width) of an image, padded with gray level `fill` where the image is smaller."""
     across, down = max(0, width - image.width), max(0, height - image.height)
     if across or down:
         border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import IO, Any
 
-from utils.images.thumbnails import SIDE, relative_path
+from utils.images.copies import THUMBNAIL_SIDE, thumbnail_path
 
 THUMBNAILS = "thumbnails"  # folder beside the page
 MAX_LINE, MAX_HOVER = 200, 1_000  # characters of metadata shown on hover, of a field and of all
@@ -130,9 +130,9 @@ def figure(id_: str, kind: str, caption: str, hover: str, has_thumbnail: bool, i
     images of `loading="lazy"` takes seconds more to open.
     """
     if has_thumbnail:
-        size = f'width="{SIDE}" height="{SIDE}"'
+        size = f'width="{THUMBNAIL_SIDE}" height="{THUMBNAIL_SIDE}"'
         source = "data-src" if is_far else 'loading="lazy" src'
-        picture = f'<img {source}="{THUMBNAILS}/{relative_path(id_)}" {size} alt="{escape(caption)}">'
+        picture = f'<img {source}="{THUMBNAILS}/{thumbnail_path(id_)}" {size} alt="{escape(caption)}">'
     else:
         picture = '<div class="none">no image in the cache</div>'
     title = escape(f"{hover[:MAX_HOVER]}\n{id_}".strip())
