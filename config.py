@@ -57,11 +57,7 @@ ANN_HISTORY_PATH = "data/history.jsonl"  # what was shown and decided, as JSON l
 ANN_EXPORT_DIR_PATH = "data/export"  # folder for {format}.{split}.{extension}, and pairs.csv
 ANN_EXPORT_FORMAT = "triplets"  # pairs, triplets, flagembedding, reranking or qrels
 ANN_EXPORT_VALUE = "path"  # how an image is written: path, url or id; pairs and qrels always use id
-ANN_EXPORT_SPLIT: dict = {
-    "train": 0.8,
-    "validation": 0.1,
-    "test": 0.1,
-}  # shares of the groups, as JSON; sum 1
+ANN_EXPORT_SPLIT: dict = {"train": 0.8, "validation": 0.1, "test": 0.1}  # share of each split, as JSON; sum 1
 ANN_EXPORT_SEED = 0  # seed of the split; the same seed and data give the same files
 ANN_EXPORT_NEAR_DUPLICATE = 0.98  # cosine; images this similar are never on both sides of a split; above 1 = off
 ANN_REPORT_DIR_PATH = "data/report"  # folder for report.html, report.json and thumbnails; it can be moved or zipped
