@@ -1,9 +1,9 @@
-"""Stage 2: put each of some main images into a folder with the images nearest to it, for a person to review.
+"""Stage 2: put each main image into a folder with its nearest images, for a person to review.
 
     python ann_dirrify.py
 
-Reads the collection that embed.py made, the image cache and the annotated data; writes ANN_DIRRIFY_DIR_PATH.
-Run it again to finish what was interrupted.
+Reads the collection of embed.py, the image cache and the annotated data; writes ANN_DIRRIFY_DIR_PATH.
+Run it again to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import config
 import samplers
 from utils import cli
 from utils.annotation import history, neighbor_dirs
-from utils.annotation.candidates import Material, read_material
-from utils.annotation.dir_images import Originals
-from utils.annotation.dir_writer import DirWriter
-from utils.annotation.groups import Group, Groups, make_groups
+from utils.annotation.candidates import Candidates, read_candidates
+from utils.annotation.dir_images import DirImages
+from utils.annotation.groups import DrawnGroup, Groups, make_groups
+from utils.annotation.neighbor_dirs import DirWriter, Samples
 from utils.annotation.neighbors import Neighbors
 from utils.annotation.records import read_records
 from utils.errors import UserError
@@ -57,8 +57,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
         LOGS_DIR_PATH"""
     args = cli.parser(__doc__, config, names.split()).parse_args(argv)
-    if args.ann_dirrify_ndirs < 1 or args.ann_dirrify_nnearest < 1 or args.download_workers < 1:
-        raise UserError("ANN_DIRRIFY_NDIRS, ANN_DIRRIFY_NNEAREST and DOWNLOAD_WORKERS must be 1 or more")
+    for name in ("ANN_DIRRIFY_NDIRS", "ANN_DIRRIFY_NNEAREST", "DOWNLOAD_WORKERS"):
+        if (value := getattr(args, name.lower())) < 1:
+            raise UserError(f"{name} is {value}; it must be 1 or more")
     return args
 
 
@@ -66,32 +67,32 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_dirrify", args.logs_dir_path)
     root = Path(args.ann_dirrify_dir_path)
-    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # what decides which are made
+    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they decide what is made
     with hold(neighbor_dirs.lock_path(root), str(root)):
         neighbor_dirs.check(root, settings)
-        material = choose_material(args)
+        candidates = choose_candidates(args)
         with (
-            DirWriter(root, settings, material.fingerprint()) as writer,
-            open_originals(args) as originals,
-            remembering(writer, material, args),
+            DirWriter(root, settings, candidates.fingerprint()) as writer,
+            open_images(args) as images,
+            recording_history(writer, candidates, args),
         ):
-            made = make_dirs(writer, draw_groups(material, writer, args), material, originals, args)
+            made = make_dirs(writer, draw_groups(candidates, writer, args), candidates, images, args)
             writer.finish()
-    print_summary(root, writer.samples, originals, made)
-    print_shortfall(writer.samples, material, made, args)
+    print_summary(root, writer.samples, images, made)
+    print_shortfall(writer.samples, candidates, made, args)
     print_rules(root, writer.samples, args)
     return 0 if writer.samples else 1
 
 
-def choose_material(args: argparse.Namespace) -> Material:
-    """The collection, less what annotations, discarded directories and other reviewers' folders take from it."""
+def choose_candidates(args: argparse.Namespace) -> Candidates:
+    """The collection; annotated positives, discarded main images and other reviewers' images are not drawn again."""
     place, name = choose_place(args), args.collection_name
-    material = read_material(place, name, args.ann_dirrify_where, args.ann_dirrify_neighbors_where)
-    material.leave_out_annotated(read_records(Path(args.annotated_data_path)), args.ann_dirrify_show_judged)
+    candidates = read_candidates(place, name, args.ann_dirrify_where, args.ann_dirrify_neighbors_where)
+    candidates.leave_out_annotated(read_records(Path(args.annotated_data_path)), args.ann_dirrify_show_judged)
     if not args.ann_dirrify_show_judged:
-        material.leave_out(history.discarded(history.read_events(history_path(args))))
-    material.leave_out(shown_elsewhere(args))
-    return material
+        candidates.leave_out(history.discarded(history.read_events(history_path(args))))
+    candidates.leave_out(shown_elsewhere(args))
+    return candidates
 
 
 def shown_elsewhere(args: argparse.Namespace) -> set[str]:
@@ -103,12 +104,12 @@ def history_path(args: argparse.Namespace) -> Path | None:
     return Path(args.ann_history_path) if args.ann_history_path else None
 
 
-def draw_groups(material: Material, writer: DirWriter, args: argparse.Namespace) -> Groups:
-    """Groups in the order to be made. A run that is continued draws those it has again, first, unless it cannot."""
+def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namespace) -> Groups:
+    """Groups in the order to make them. A continued run first draws the groups it has already, if the data allow."""
     if not writer.same_data:
-        LOG.warning("images or decisions changed since %s was begun; it gets other directories now", writer.root)
-        material.leave_out(id_ for listed in writer.samples.values() for id_ in listed)
-    pool, n_nearest, name = make_pool(material, args), args.ann_dirrify_nnearest, args.ann_sampler_name
+        LOG.warning("images or decisions changed since %s was begun; the rest are other directories", writer.root)
+        candidates.leave_out(id_ for listed in writer.samples.values() for id_ in listed)
+    pool, n_nearest, name = make_pool(candidates, args), args.ann_dirrify_nnearest, args.ann_sampler_name
 
     def draw() -> Iterator[int]:
         try:
@@ -117,27 +118,27 @@ def draw_groups(material: Material, writer: DirWriter, args: argparse.Namespace)
             raise UserError(f"{error}; set ANN_SAMPLER_NAME or ANN_SAMPLER_CFG") from None
 
     def find(mains: Sequence[int]) -> list[Neighbors]:
-        return material.nearest(mains, n_nearest, args.ann_dirrify_max_similarity)
+        return candidates.nearest(mains, n_nearest, args.ann_dirrify_max_similarity)
 
-    return Groups(draw, find, material.allowed, repeats=name == "ids")
+    return Groups(draw, find, candidates.allowed, repeats=name == "ids")
 
 
-def make_pool(material: Material, args: argparse.Namespace) -> samplers.Pool:
+def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool:
     shown = shown_elsewhere(args) | history.shown(history.read_events(history_path(args)))
     return samplers.Pool(
-        material.ids,
-        lambda: material.vectors,
-        functools.cache(lambda: read_items(material.ids, args)),
-        material.allowed,
-        material.annotated,
-        set(material.rows(shown)),
-        lambda prompt: read_text(prompt, material.model, args.device),
+        candidates.ids,
+        lambda: candidates.vectors,
+        functools.cache(lambda: read_items(candidates.ids, args)),
+        candidates.allowed,
+        candidates.annotated,
+        set(candidates.rows(shown)),
+        lambda prompt: read_text(prompt, candidates.model, args.device),
         LOG.warning,
     )
 
 
 def read_items(ids: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    return [restore_item(metadata) for metadata in collection.read_metadata(open_images(args), ids)]
+    return [restore_item(metadata) for metadata in collection.read_metadata(open_collection(args), ids)]
 
 
 def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
@@ -145,10 +146,10 @@ def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
     from utils.embedding import encoder, weights
 
     if "model_name" not in model:
-        raise UserError("the collection does not say which model made it; take another ANN_SAMPLER_NAME than text")
+        raise UserError("the collection does not name its model; set another ANN_SAMPLER_NAME than text")
     name, tag = model["model_name"], model.get("pretrained", "")
     if not same_model(weights.identify(name, tag), model):
-        raise UserError(f"the weights of {describe(model)} are not those any more that made the collection")
+        raise UserError(f"the weights of {describe(model)} changed since the collection was made")
     return encoder.load(name, tag, device, "fp32").encode_text(prompt)
 
 
@@ -156,12 +157,12 @@ def choose_place(args: argparse.Namespace) -> Place:
     return choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
 
 
-def open_images(args: argparse.Namespace) -> chromadb.Collection:
+def open_collection(args: argparse.Namespace) -> chromadb.Collection:
     return collection.open_collection(choose_place(args), args.collection_name)
 
 
-def open_originals(args: argparse.Namespace) -> Originals:
-    images = functools.cache(lambda: open_images(args))
+def open_images(args: argparse.Namespace) -> DirImages:
+    images = functools.cache(lambda: open_collection(args))
     limits = DownloadLimits(
         args.download_timeout_s,
         args.download_attempts,
@@ -169,7 +170,7 @@ def open_originals(args: argparse.Namespace) -> Originals:
         args.download_allow_local,
         args.download_respect_noai,
     )
-    return Originals(
+    return DirImages(
         ImageCache(args.image_cache_dir_path, 0),
         lambda ids: collection.read_urls(images(), ids),
         limits,
@@ -180,41 +181,41 @@ def open_originals(args: argparse.Namespace) -> Originals:
 
 
 @contextlib.contextmanager
-def remembering(writer: DirWriter, material: Material, args: argparse.Namespace) -> Iterator[None]:
-    """Add to the history what is there at the end, however that comes."""
+def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.Namespace) -> Iterator[None]:
+    """Append the made directories to the history when the block ends, by an error too."""
     facts = {"sampler": args.ann_sampler_name, "options": args.ann_sampler_cfg, "seed": args.ann_seed}
     try:
         yield
     finally:
-        cosines = {main: material.cosines(listed) for main, listed in writer.samples.items()}
-        facts["model"] = material.model
+        cosines = {main: candidates.cosines(listed) for main, listed in writer.samples.items()}
+        facts["model"] = candidates.model
         history.append_shown(history_path(args), writer.root, writer.begun, cosines, facts)
 
 
 @dataclass
 class Made:
-    """What a run counts: main images that could not be loaded, and near duplicates that gave way to others."""
+    """Counts of a run."""
 
-    n_lost: int = 0
-    n_dropped: int = 0
+    n_lost: int = 0  # main images that could not be loaded
+    n_dropped: int = 0  # near duplicates skipped for the next nearest
 
 
 def make_dirs(
-    writer: DirWriter, groups: Groups, material: Material, originals: Originals, args: argparse.Namespace
+    writer: DirWriter, groups: Groups, candidates: Candidates, images: DirImages, args: argparse.Namespace
 ) -> Made:
-    """Make what `writer` does not have yet."""
+    """Make the directories that `writer` does not have yet."""
     made = Made()
-    n_before = 0 if writer.same_data else len(writer.samples)  # these are not drawn again
+    n_before = 0 if writer.same_data else len(writer.samples)  # not drawn again
     with bar(args.ann_dirrify_ndirs, "directories", "dir") as progress:
         progress.update(n_before)
 
-        def start(group: Group) -> Callable[[], bool]:
-            listed = [material.ids[row] for row in group.rows]
+        def start(group: DrawnGroup) -> Callable[[], bool]:
+            listed = [candidates.ids[row] for row in group.rows]
             is_there = listed[0] in writer.samples  # made before the run was interrupted
-            wait = None if is_there else originals.start(listed, writer.stage(listed[0]))
+            wait = None if is_there else images.start(listed, writer.stage(listed[0]))
             return lambda: complete(group, listed[0], wait)
 
-        def complete(group: Group, main: str, wait: Callable[[], list[str]] | None) -> bool:
+        def complete(group: DrawnGroup, main: str, wait: Callable[[], list[str]] | None) -> bool:
             there = wait() if wait else [main]
             if main not in there:
                 made.n_lost += 1
@@ -230,28 +231,31 @@ def make_dirs(
     return made
 
 
-def print_summary(root: Path, samples: neighbor_dirs.Samples, originals: Originals, made: Made) -> None:
+def print_summary(root: Path, samples: Samples, images: DirImages, made: Made) -> None:
     n_images = sum(map(len, samples.values()))
     print(
         f"{len(samples)} directories with {n_images} images in {root} "
-        f"({originals.n_copied} from the cache, {originals.n_downloaded} downloaded)"
+        f"({images.n_copied} from the cache, {images.n_downloaded} downloaded)"
     )
     if made.n_dropped:
-        print(f"near duplicates that gave their place to the next (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")
-    if originals.failures:
-        told = ", ".join(f"{reason} {n}" for reason, n in originals.failures.most_common())
-        print(f"images that could not be loaded and were left out: {originals.failures.total()} ({told})")
+        print(f"near duplicates skipped for the next nearest (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")
+    if images.failures:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in images.failures.most_common())
+        print(f"images left out because they could not be loaded: {images.failures.total()} ({reasons})")
 
 
-def print_shortfall(samples: neighbor_dirs.Samples, material: Material, made: Made, args: argparse.Namespace) -> None:
-    """Say why fewer directories came out than were asked for, and what changes it."""
+def print_shortfall(samples: Samples, candidates: Candidates, made: Made, args: argparse.Namespace) -> None:
+    """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that change it."""
     if args.ann_sampler_name == "ids":
         print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
         return
     if len(samples) >= args.ann_dirrify_ndirs:
         return
+    if args.ann_sampler_name == "ids":
+        print(f"{len(samples)} of {len(args.ann_sampler_cfg['ids'])} named ids used")
+        return
     n_shown = len({id_ for listed in samples.values() for id_ in listed})
-    n_annotated = len({row for positives, _ in material.annotated for row in positives})
+    n_annotated = len({row for positives, _ in candidates.annotated for row in positives})
     remedies = ["a smaller ANN_DIRRIFY_NNEAREST"]
     remedies += ["ANN_SAMPLER_NAME, ANN_SAMPLER_CFG"] if args.ann_sampler_name != "random" else []
     remedies += ["ANN_DIRRIFY_WHERE"] if args.ann_dirrify_where else []
@@ -259,14 +263,14 @@ def print_shortfall(samples: neighbor_dirs.Samples, material: Material, made: Ma
     remedies += ["DOWNLOAD_ALLOW_LOCAL"] if made.n_lost and not args.download_allow_local else []
     print(
         f"only {len(samples)} of {args.ann_dirrify_ndirs} directories (ANN_DIRRIFY_NDIRS): no image is left to be a "
-        f"main image. Of {len(material.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "
+        f"main image. Of {len(candidates.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "
         f"these directories, {made.n_lost} main images could not be loaded. "
         f"What changes it: {', '.join([*remedies, 'more images'])}"
     )
 
 
-def print_rules(root: Path, samples: neighbor_dirs.Samples, args: argparse.Namespace) -> None:
-    """The reviewer's three rules and the next command, with what was given to this one."""
+def print_rules(root: Path, samples: Samples, args: argparse.Namespace) -> None:
+    """The reviewer's three rules, and the next command with the paths given to this one."""
     if samples:
         usual = parse_args([])
         where = "" if args.ann_dirrify_dir_path == usual.ann_dirrify_dir_path else f' "{root}"'

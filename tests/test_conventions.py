@@ -36,7 +36,7 @@ ROOMS = {
     "export": {"annotation", "images", "store"},
     "report": {"annotation", "images", "store"},
 }
-MAX_FILES = 11  # modules of a room, and of the hall
+MAX_FILES = 10  # modules of a room, and of the hall
 MAX_NAMES = 4  # modules of a room that other rooms import
 PRODUCT = [ROOT / "config.py", ROOT / "samplers.py", *SCRIPTS, *UTILS]
 OWN = {"config", "samplers", "utils", "tests", *STAGES}

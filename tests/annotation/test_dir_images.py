@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, names_in
 from tests.support.servers import PhotoServer, Server, send
-from utils.annotation.dir_images import Originals
+from utils.annotation.dir_images import DirImages
 from utils.images.cache import ImageCache
 from utils.web.download import DownloadLimits
 
@@ -26,8 +26,8 @@ def server() -> Iterator[PhotoServer]:
         yield server
 
 
-def originals(url: str, cache: Path | str = "", n_workers: int = 4, per_host: int = 0) -> Originals:
-    return Originals(
+def originals(url: str, cache: Path | str = "", n_workers: int = 4, per_host: int = 0) -> DirImages:
+    return DirImages(
         ImageCache(str(cache), 0), lambda ids: [f"{url}/{i}.jpg" for i in ids], LIMITS, 10**6, n_workers, per_host
     )
 
@@ -74,7 +74,7 @@ def test_nothing_more_is_fetched_for_a_main_image_that_failed(tmp_path, server):
 
 
 def test_an_image_without_a_url_is_left_out(tmp_path):
-    with Originals(ImageCache("", 0), lambda ids: ["" for _ in ids], LIMITS, 10**6, 2, 0) as images:
+    with DirImages(ImageCache("", 0), lambda ids: ["" for _ in ids], LIMITS, 10**6, 2, 0) as images:
         assert images.start(IDS, tmp_path / "folder")() == []
     assert images.failures == {"bad_record": 1}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from utils.annotation.groups import AHEAD, BLOCK, Group, Groups, make_groups
+from utils.annotation.groups import AHEAD, BLOCK, DrawnGroup, Groups, make_groups
 from utils.annotation.neighbors import Neighbors
 
 N = 400
@@ -31,7 +31,7 @@ def make(n: int, failing: set[int], rows: Sequence[int] = range(N), repeats: boo
     made: list[int] = []
     started: list[int] = []
 
-    def start(group: Group) -> Callable[[], bool]:
+    def start(group: DrawnGroup) -> Callable[[], bool]:
         started.append(group.main)
         assert len(started) - len(made) <= AHEAD * BLOCK + len(failing)
 

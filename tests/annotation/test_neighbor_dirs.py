@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.annotation_data import id_of, names_in, tree
-from utils.annotation import dir_writer, neighbor_dirs
-from utils.annotation.dir_writer import DirWriter
-from utils.annotation.neighbor_dirs import check, is_unfinished, read_samples
+from utils.annotation import neighbor_dirs
+from utils.annotation.neighbor_dirs import DirWriter, check, is_unfinished, read_samples
 from utils.errors import UserError
 
 MAINS = [id_of(f"main {i}") for i in range(4)]
@@ -104,11 +103,11 @@ def test_a_root_in_which_nothing_was_made_vanishes(tmp_path: Path):
 
 
 def test_the_list_is_written_for_several_directories_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dir_writer, "LIST_EVERY_S", 0)
+    monkeypatch.setattr(neighbor_dirs, "LIST_EVERY_S", 0)
     with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
         fill(writer, MAINS[0])
         assert list(read_samples(tmp_path / "root")) == MAINS[:1]
-        monkeypatch.setattr(dir_writer, "LIST_EVERY_S", 1e9)
+        monkeypatch.setattr(neighbor_dirs, "LIST_EVERY_S", 1e9)
         fill(writer, MAINS[1])
         assert list(read_samples(tmp_path / "root")) == MAINS[:1]
     assert list(read_samples(tmp_path / "root")) == MAINS[:2]

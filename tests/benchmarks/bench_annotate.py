@@ -31,9 +31,9 @@ import requests
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, make_collection
 from tests.support.servers import Server, send
 from utils.annotation import neighbor_dirs, neighbors
-from utils.annotation.dir_images import Originals
-from utils.annotation.dir_writer import DirWriter
+from utils.annotation.dir_images import DirImages
 from utils.annotation.groups import BLOCK
+from utils.annotation.neighbor_dirs import DirWriter
 from utils.images.cache import ImageCache
 from utils.store import collection
 from utils.web.download import DownloadLimits
@@ -136,9 +136,9 @@ def measure_parts(n_dirs: int) -> dict[str, float]:
     with timed(result, "part_search_s"):
         for start in range(0, len(mains), BLOCK):
             neighbors.nearest(vectors, mains[start : start + BLOCK], N_NEAREST)
-    with timed(result, "part_copy_s"), make_originals() as originals:
+    with timed(result, "part_copy_s"), make_dir_images() as images:
         Path("data/copies").mkdir()
-        for wait in [originals.start(listed, Path("data/copies") / main) for main, listed in samples.items()]:
+        for wait in [images.start(listed, Path("data/copies") / main) for main, listed in samples.items()]:
             wait()
     shutil.rmtree("data/copies")
     with timed(result, "floor_s"):
@@ -151,9 +151,9 @@ def measure_parts(n_dirs: int) -> dict[str, float]:
     return result
 
 
-def make_originals() -> Originals:
+def make_dir_images() -> DirImages:
     limits = DownloadLimits(15, 2, 10**7, False, True)
-    return Originals(ImageCache("data/images", 0), lambda ids: [""] * len(ids), limits, 10**8, 8, 0)
+    return DirImages(ImageCache("data/images", 0), lambda ids: [""] * len(ids), limits, 10**8, 8, 0)
 
 
 def search(vectors: np.ndarray, mains: list[int], dtype: type) -> list[np.ndarray]:

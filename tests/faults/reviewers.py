@@ -25,7 +25,7 @@ from pathlib import Path
 import ann_dirload
 from tests.support.annotation_data import image_bytes
 from utils.annotation import neighbor_dirs
-from utils.annotation.dir_writer import DirWriter
+from utils.annotation.neighbor_dirs import DirWriter
 
 JUNK = [
     ".DS_Store",

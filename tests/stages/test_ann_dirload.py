@@ -16,7 +16,7 @@ import pytest
 import ann_dirload
 from tests.support.annotation_data import ANNOTATED, ROOT, id_of, image_bytes, tree
 from utils.annotation import neighbor_dirs
-from utils.annotation.dir_writer import DirWriter
+from utils.annotation.neighbor_dirs import DirWriter
 from utils.annotation.records import lock_path
 from utils.errors import UserError
 from utils.lock import hold
@@ -125,7 +125,7 @@ def test_a_directory_without_its_main_image_is_not_recorded(spoil, capsys):
     captured = capsys.readouterr()
     message = f"1_{MAINS[1]}: main image missing; restore 0_{MAINS[1]} or delete the directory to discard it"
     assert message in captured.err
-    assert "skipped 1 (main image missing 1)" in captured.out
+    assert "not recorded: 1 without main image" in captured.out
     assert "can be deleted" not in captured.out
 
 
@@ -136,7 +136,7 @@ def test_a_directory_that_is_not_listed_is_skipped_with_a_message(capsys):
     captured = capsys.readouterr()
     assert f"9_{id_of('stranger')}: not in samples.json" in captured.err
     assert "notes: not in samples.json" in captured.err
-    assert "skipped 2 (not in samples.json 2)" in captured.out
+    assert "not recorded: 2 unknown folders" in captured.out
 
 
 def test_a_main_image_that_is_a_positive_elsewhere_is_loaded_with_a_message(capsys):
@@ -304,6 +304,66 @@ def test_dry_run_changes_nothing(capsys):
     assert f"{folder(0).name}: 4 positives, 1 negatives" in capsys.readouterr().out
 
 
+def test_names_are_shown_as_they_are_but_cannot_move_the_cursor(capsys):
+    folder(0).rename(ROOT / f"größer \x1b[2J {MAINS[0]}")
+    dirload("--dry-run")
+    assert f"größer \\x1b[2J {MAINS[0]}: 5 positives" in capsys.readouterr().out
+
+
+def test_messages_begin_on_lines_of_their_own(capsys):
+    image(0, 0).unlink()
+    image(1, 0).unlink()
+    dirload()
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("not recorded: ") for line in lines) == 2
+    assert not [line for line in lines if "\\n" in line]
+
+
+def test_a_dry_run_advises_to_finish_and_not_to_undo(capsys):
+    dirload("--dry-run")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "finish them before loading" in last
+    assert "--undo" not in last
+
+
+def test_images_in_another_directory_are_counted_with_what_to_do(capsys):
+    for rank in (1, 2):
+        image(0, rank).rename(folder(1) / image(0, rank).name)
+    dirload()
+    assert "2 images lie in a folder other than their own; move them back" in capsys.readouterr().out
+
+
+def test_what_replace_changes_is_named(capsys):
+    dirload()
+    for rank in (1, 2):
+        image(3, rank).unlink()
+    dirload("--dry-run", "--replace")
+    assert f"1 records would change: {folder(3).name}: 5 -> 3 positives" in capsys.readouterr().out
+
+
+def test_nothing_new_is_said(capsys):
+    dirload()
+    capsys.readouterr()
+    dirload()
+    assert f"nothing new in {ROOT}: it was recorded before; it can be deleted" in capsys.readouterr().out
+
+
+def test_a_zip_and_a_folder_without_its_list_are_told_with_the_remedy(tmp_path):
+    Path("reviewed.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"reviewed.zip is a file: unzip it and give the folder"):
+        dirload("reviewed.zip")
+    Path("outer").mkdir()
+    shutil.copytree(ROOT, "outer/dirrify")
+    with pytest.raises(UserError, match=r"no samples.json in outer; .*outer.dirrify has one: give that folder"):
+        dirload("outer")
+    with pytest.raises(UserError, match=r"no samples.json in .*; .*dirrify has one: give that folder"):
+        dirload(folder(0))
+    with pytest.raises(UserError, match=r"no samples.json in empty; copy it from the original folder"):
+        Path("empty").mkdir()
+        shutil.rmtree(ROOT)
+        dirload("empty")
+
+
 def test_replace_reads_every_directory_again(capsys):
     old = {"pos": [id_of("old")], "neg": []}
     ANNOTATED.write_text(json.dumps([old]))
@@ -328,9 +388,10 @@ def test_undo_takes_back_the_last_load_once():
         dirload("--undo")
 
 
-def test_undo_of_the_first_load_leaves_an_empty_list():
+def test_undo_of_the_first_load_leaves_an_empty_list(capsys):
     dirload()
     assert dirload("--undo") == []
+    assert "4 records put back as before the last load" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

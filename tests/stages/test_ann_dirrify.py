@@ -28,7 +28,7 @@ from tests.support.annotation_data import (
 )
 from tests.support.servers import PhotoServer
 from utils.annotation import dir_images, neighbor_dirs
-from utils.annotation.dir_writer import DirWriter
+from utils.annotation.neighbor_dirs import DirWriter
 from utils.errors import UserError
 from utils.lock import hold
 
@@ -137,7 +137,7 @@ def test_an_image_that_cannot_be_loaded_is_left_out_and_its_rank_stays_unused(we
     kept = [main, others[0], others[2], others[4]]
     assert read_samples() == {main: kept}
     assert sorted(name.split("_")[0] for name in names_in(ROOT / f"0_{main}")) == ["0", "1", "3", "5"]
-    assert "left out: 2 (http_status 1, not_an_image 1)" in capsys.readouterr().out
+    assert "could not be loaded: 2 (http_status 1, not_an_image 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("n_workers", [1, 16])
@@ -196,7 +196,7 @@ def test_an_empty_folder_is_used(ids):
         (["--chromadb-path", "nowhere"], "no Chroma database in nowhere"),
         (["--ann-sampler-name", "best"], "known are random"),
         (["--ann-sampler-cfg", '{"speed": 1}'], "no option 'speed'"),
-        (["--ann-dirrify-ndirs", "0"], "must be 1 or more"),
+        (["--ann-dirrify-ndirs", "0"], "ANN_DIRRIFY_NDIRS is 0; it must be 1 or more"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line_and_leaves_nothing(ids, flags, message):
@@ -307,8 +307,8 @@ def test_filters_restrict_main_images_and_neighbors(ids_with_fields):
         ("--ann-dirrify-where", '{"third": 7}', "ANN_DIRRIFY_WHERE .* matches no image"),
         ("--ann-dirrify-neighbors-where", '{"nothing": 7}', "ANN_DIRRIFY_NEIGHBORS_WHERE .* matches no image"),
         ("--ann-dirrify-where", '{"$what": 7}', "ANN_DIRRIFY_WHERE .* is malformed"),
-        ("--ann-dirrify-where", '{"third": {"more": 7}}', "ANN_DIRRIFY_WHERE .* is malformed"),
-        ("--ann-dirrify-where", '{"third": 0, "kind": "photo"}', "ANN_DIRRIFY_WHERE .* is malformed"),
+        ("--ann-dirrify-where", '{"third": {"more": 7}}', "ANN_DIRRIFY_WHERE .* malformed.* nested values cannot"),
+        ("--ann-dirrify-where", '{"third": 0, "kind": "photo"}', r"ANN_DIRRIFY_WHERE .* malformed.*\$and"),
     ],
 )
 def test_a_filter_that_matches_nothing_or_is_malformed_is_one_line(ids_with_fields, flag, where, message):
@@ -325,7 +325,7 @@ def test_near_duplicates_give_their_place_to_the_next_and_are_counted(vectors, c
     dirrify("--ann-dirrify-max-similarity", 0.99)
     for listed in read_samples().values():
         assert len({ids.index(id_) % N for id_ in listed}) == 6
-    assert "near duplicates that gave their place" in capsys.readouterr().out
+    assert "near duplicates skipped for the next nearest" in capsys.readouterr().out
 
 
 def test_a_pair_that_was_judged_is_not_shown_again_in_either_order(ids):
@@ -384,6 +384,11 @@ def test_the_ids_sampler_shows_exactly_these(ids):
     assert list(read_samples()) == ids[:7]
 
 
+def test_named_ids_that_are_used_are_counted(ids, capsys):
+    dirrify("--ann-sampler-name", "ids", "--ann-sampler-cfg", json.dumps({"ids": ids[:2]}), n_dirs=7)
+    assert capsys.readouterr().out.splitlines()[1] == "2 of 2 named ids used"
+
+
 def test_a_collection_that_is_torn_is_one_line(vectors, run_script, tmp_path):
     make_collection(vectors, [f"u{i}" for i in range(N)], hnsw={"sync_threshold": 20, "batch_size": 10})
     (index,) = Path("data/chroma").glob("*/data_level0.bin")
@@ -405,7 +410,7 @@ def test_two_at_a_time_in_one_folder_are_one_too_many(ids):
 
 def test_a_full_disk_leaves_complete_directories_and_a_rerun_goes_on(ids, monkeypatch):
     dirrify("--ann-dirrify-dir-path", "whole", n_dirs=8)
-    fitting = {neighbor_dirs.part_path(ROOT, main) for main in list(read_samples(Path("whole")))[:3]}
+    fitting = {ROOT / f".{main}.part" for main in list(read_samples(Path("whole")))[:3]}
     place = dir_images._place
 
     def fill_disk(file: BinaryIO, folder: Path, *args: Any) -> None:

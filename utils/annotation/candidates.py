@@ -1,4 +1,4 @@
-"""What directories are made of: the vectors of a collection, and what past decisions leave to be shown of it."""
+"""The images that directories can be made of: ids and vectors of a collection, restricted by past decisions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Material:
-    """N images, in the order of their ids; a row is an index into it."""
+class Candidates:
+    """N images of a collection, in the order of their ids; a row is an index into them."""
 
     ids: list[str]
     vectors: np.ndarray  # (N, D) float32 of unit length
     allowed: np.ndarray  # (N,) bool: may become main images
     eligible: np.ndarray  # (N,) bool: may be neighbors
-    model: dict[str, Any]  # that made the vectors, as the collection remembers it
+    model: dict[str, Any]  # model facts stored with the collection
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
     judged: dict[int, set[int]] = field(default_factory=dict)  # row -> rows not to be shown with it
     row_of: dict[str, int] = field(init=False)
@@ -38,15 +38,15 @@ class Material:
         self.row_of = {id_: row for row, id_ in enumerate(self.ids)}
 
     def rows(self, ids: Iterable[str]) -> list[int]:
-        """Of those that are in the collection."""
+        """Rows of these ids; ids that are not in the collection are skipped."""
         return [self.row_of[id_] for id_ in ids if id_ in self.row_of]
 
     def leave_out(self, ids: Iterable[str]) -> None:
-        """These become no main images."""
+        """Do not make these main images."""
         self.allowed[self.rows(ids)] = False
 
     def leave_out_annotated(self, records: Sequence[Record], show_judged: bool) -> None:
-        """A positive becomes no main image again; a main image and what was judged with it are not shown together."""
+        """Exclude positives as main images, and pairs of a main image and what was judged with it from being shown."""
         for record in records:
             self.leave_out(record["pos"])
             if record["pos"][0] not in self.row_of:
@@ -62,7 +62,7 @@ class Material:
         return neighbors.nearest(self.vectors, mains, n_nearest, self.eligible, judged, max_similarity)
 
     def cosines(self, ids: Sequence[str]) -> dict[str, float]:
-        """Of each to the first; without those that have left the collection."""
+        """Cosine of each id to the first, 6 decimals; {} if the first is not in the collection, others are skipped."""
         rows = self.rows(ids)
         if not rows or self.ids[rows[0]] != ids[0]:
             return {}
@@ -70,38 +70,41 @@ class Material:
         return {self.ids[row]: round(float(cosine), 6) for row, cosine in zip(rows, cosines)}
 
     def fingerprint(self) -> str:
-        """Changes with the ids and with what may be shown of them."""
+        """SHA-256 over the ids, their roles and the judged pairs: equal fingerprints give equal directories."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         digest.update(self.allowed.tobytes() + self.eligible.tobytes())
         digest.update(repr(sorted((row, sorted(rows)) for row, rows in self.judged.items())).encode())
         return digest.hexdigest()
 
 
-def read_material(place: Place, name: str, where: dict[str, Any], neighbors_where: dict[str, Any]) -> Material:
-    """The collection `name`, its main images and their neighbors restricted by Chroma's filters.
+def read_candidates(place: Place, name: str, where: dict[str, Any], neighbors_where: dict[str, Any]) -> Candidates:
+    """All images of collection `name`; `where` restricts the main images, `neighbors_where` the neighbors.
 
-    Raises UserError if it is missing, empty or torn, or a filter is malformed or matches nothing.
+    Raises UserError if the collection is missing, empty or torn, or if a filter is malformed or matches nothing.
     """
     with collection.reading(place, name) as images:
         ids = collection.read_ids(images)
-        strange = next((id_ for id_ in ids if not is_uuid(id_)), None)
-        if strange is not None:
-            raise UserError(f"collection {name} holds the id {strange!r}, which is no uuid; make it with embed.py")
+        foreign = next((id_ for id_ in ids if not is_uuid(id_)), None)
+        if foreign is not None:
+            raise UserError(f"collection {name} holds the id {foreign!r}, which is no uuid; make it with embed.py")
         allowed = _matching(images, ids, where, "ANN_DIRRIFY_WHERE")
         eligible = _matching(images, ids, neighbors_where, "ANN_DIRRIFY_NEIGHBORS_WHERE")
         load_vectors = collection.spool_vectors(images, ids)
         model = dict(images.metadata or {})
-    return Material(ids, neighbors.normalize(load_vectors()), allowed, eligible, model)
+    return Candidates(ids, neighbors.normalize(load_vectors()), allowed, eligible, model)
 
 
 def _matching(images: chromadb.Collection, ids: Sequence[str], where: dict[str, Any], constant: str) -> np.ndarray:
-    """(N,) bool: which of `ids` match the filter that `constant` holds."""
+    """(N,) bool: which of `ids` match the filter of `constant`."""
     if not where:
         return np.ones(len(ids), bool)
     try:
         found = set(collection.read_ids(images, where))
     except ValueError as error:
-        raise UserError(f"{constant} {json.dumps(where)} is malformed: {error}") from None
+        raise UserError(
+            f"{constant} {json.dumps(where)} is malformed: {error}. Combine conditions with "
+            '{"$and": [{...}, {...}]}; nested values cannot be filtered'
+        ) from None
     if not found:
         raise UserError(f"{constant} {json.dumps(where)} matches no image in collection {images.name}")
     return np.fromiter((id_ in found for id_ in ids), bool, len(ids))

@@ -1,4 +1,4 @@
-"""Original images, put into folders as files: copied from the image cache, downloaded where it lacks them."""
+"""The image files of a directory: copied from the image cache, or downloaded if they are not in it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from utils.web.download import DownloadLimits, fetch
 from utils.web.host_pool import HostPool
 from utils.web.urls import turn_of
 
-COPIERS = 2  # small files are a matter of the GIL and the file system, not of waiting
-MIN_SIDE = 64  # pixels; a download is decoded to see that it is a whole image, not to be looked at
+COPIERS = 2  # threads; more do not help, copying small files is bound by the GIL and the file system
+MIN_SIDE = 64  # pixels; a download is decoded only to check that it is a whole image
 
 
-class Originals:
-    """Fills folders, several at a time. Use it as a context: leaving it drops what has not begun.
+class DirImages:
+    """Fills folders, several at a time. Use it as a context: leaving it cancels pending work.
 
-    urls_of: ids -> their urls, for images that the cache lacks. failures: reason -> number, of what was waited for.
+    urls_of: ids -> urls, for images that are not cached. failures: reason -> count, of completed folders.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Originals:
         self._copiers = ThreadPoolExecutor(COPIERS)
         self._downloaders: HostPool[str] = HostPool(n_workers, n_per_host)
 
-    def __enter__(self) -> Originals:
+    def __enter__(self) -> DirImages:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -52,18 +52,18 @@ class Originals:
         self._copiers.shutdown(cancel_futures=True)
 
     def start(self, ids: Sequence[str], folder: Path) -> Callable[[], list[str]]:
-        """Begin to fill the new `folder` with the images of `ids`, named by their rank.
+        """Begin to fill the new `folder` with the images of `ids`, named by rank.
 
-        Returns a function that waits for it and gives the ids whose images are there, in order.
+        Returns a function that waits for the folder and returns the ids of the images in it, in rank order.
         """
         copying = self._copiers.submit(self._copy, list(ids), folder)
         return lambda: self._wait(list(ids), copying)
 
     def _copy(self, ids: list[str], folder: Path) -> dict[str, Future[str]]:
-        """Copy what the cache holds; the rest are downloads that have begun. Copies, for viewers rotate in place."""
+        """Copy cached images, start a download for each other. Copies, not links: viewers rotate files in place."""
         folder.mkdir()
         missing = [(rank, id_) for rank, id_ in enumerate(ids) if not self._copy_one(rank, id_, folder)]
-        with self._lock:  # Chroma may have to be opened
+        with self._lock:  # the first call opens Chroma
             urls = self._urls_of([id_ for _, id_ in missing]) if missing else []
         downloads: dict[str, Future[str]] = {}
         for (rank, id_), url in zip(missing, urls):
@@ -75,7 +75,7 @@ class Originals:
         path = self._cache.find(id_)
         try:
             file = path.open("rb") if path else None
-        except OSError:  # deleted meanwhile, or not ours to read: as if it were not cached
+        except OSError:  # deleted meanwhile, or unreadable: download it
             file = None
         if file is None:
             return False
@@ -87,7 +87,7 @@ class Originals:
         return True
 
     def _download(self, rank: int, id_: str, url: str, folder: Path, main: Future[str] | None) -> str:
-        """Returns why the image cannot be shown; "" if it is there. Nothing is fetched for a main image that failed."""
+        """Returns the reason of a failure, "" for success. Skipped once the main image has failed."""
         if not url:
             return "bad_record"
         if main is not None and main.done() and main.result():
@@ -104,7 +104,7 @@ class Originals:
     def _wait(self, ids: list[str], copying: Future[dict[str, Future[str]]]) -> list[str]:
         reasons = {id_: download.result() for id_, download in copying.result().items()}
         if reasons.get(ids[0]):
-            self.failures[reasons[ids[0]]] += 1  # of the others some were tried and some were not
+            self.failures[reasons[ids[0]]] += 1  # of its neighbors only some were tried: not counted
             return []
         self.n_copied += len(ids) - len(reasons)
         self.n_downloaded += sum(not reason for reason in reasons.values())

@@ -1,8 +1,8 @@
-"""Main images and their nearest: drawn in blocks, ahead of the directories that are being made of them.
+"""Main images with their neighbors, drawn in blocks, ahead of the directories that are made from them.
 
-What is drawn depends on what came of the groups before, never on when it came: a block is drawn as if those in hand
-were already made, and AHEAD blocks at most are in hand. So 64 connections, a single one, and a run that was killed
-and resumed all come to the same directories.
+The outcomes of earlier groups decide what is drawn; their timing does not. A block is drawn as if all pending groups
+will succeed, and at most AHEAD blocks are pending. So 64 connections, one connection, and a run that was killed and
+resumed make the same directories.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from utils.annotation.neighbors import Neighbors
 
 BLOCK = 32  # groups drawn at a time: one matrix product for all, 32 x N x 4 bytes
-AHEAD = 4  # blocks in hand, so that one slow host does not stop the others
+AHEAD = 4  # pending blocks: one slow host must not stop the others
 
 
 @dataclass(frozen=True)
-class Group:
-    """A main image and its nearest, as rows of the collection."""
+class DrawnGroup:
+    """A main image and its neighbors, as rows of the collection."""
 
     main: int
     neighbors: Neighbors
@@ -32,11 +32,11 @@ class Group:
 
 
 class Groups:
-    """Draws groups whose main image is in no other group. A group that fails gives its neighbors back.
+    """Draws groups whose main image is in no other group. The neighbors of a failed group can be drawn again.
 
-    draw: begins to yield rows in the order to be tried; called again when it ended and rows came back meanwhile.
-    allowed: (N,) bool, kept up to date: which rows may become main images now.
-    repeats: `draw` alone decides, though a row is not allowed or was shown (the user asked for exactly these).
+    draw: returns an iterator of rows in the order to try; called again after its end if a group failed meanwhile.
+    allowed: (N,) bool, updated in place: rows that may become main images now.
+    repeats: draw every row, allowed or not, shown or not (the user named them).
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class Groups:
         self._n_shown = np.zeros(len(allowed), np.int32)  # groups that show a row
         self._gave_back = False
 
-    def take(self, n: int) -> list[Group]:
-        """Up to n groups; fewer if some show each other's main image; none if no row is left."""
+    def take(self, n: int) -> list[DrawnGroup]:
+        """Up to n groups; fewer if they show each other's main image, none if no row is left."""
         mains = self._take_rows(1 if self._repeats else min(n, BLOCK))
         groups = []
         for main, neighbors in zip(mains, self._find(mains) if mains else []):
             if self._n_shown[main] and not self._repeats:
-                continue  # a group of this very block shows it
-            group = Group(main, neighbors)
+                continue  # a group of this block shows it
+            group = DrawnGroup(main, neighbors)
             self._tried.add(main)
             self._untried[main] = False
             self._count(group, 1)
             groups.append(group)
         return groups
 
-    def fail(self, group: Group) -> None:
-        """The main image cannot be shown: it is not tried again, and its neighbors are not shown by it."""
+    def fail(self, group: DrawnGroup) -> None:
+        """The main image could not be loaded: it is not tried again, and its neighbors become free."""
         self._count(group, -1)
         self._gave_back = True
 
@@ -85,27 +85,27 @@ class Groups:
                 break
         return rows
 
-    def _count(self, group: Group, change: int) -> None:
+    def _count(self, group: DrawnGroup, change: int) -> None:
         rows = np.asarray(group.rows)
         self._n_shown[rows] += change
         self._allowed[rows] = self._untried[rows] & (self._n_shown[rows] == 0)
 
 
-def make_groups(groups: Groups, n: int, start: Callable[[Group], Callable[[], bool]]) -> int:
-    """Make n groups, or as many as there are. Returns how many.
+def make_groups(groups: Groups, n: int, start: Callable[[DrawnGroup], Callable[[], bool]]) -> int:
+    """Make n groups, or as many as can be drawn. Returns how many.
 
-    `start` begins with one and returns a function that completes it and says whether it could be made; these are called
-    in the order of drawing.
+    `start` begins a group and returns a function that completes it and returns its success. These functions are
+    called in the order of drawing.
     """
-    in_hand: collections.deque[list[tuple[Group, Callable[[], bool]]]] = collections.deque()
+    pending: collections.deque[list[tuple[DrawnGroup, Callable[[], bool]]]] = collections.deque()
     n_made = 0
     while True:
-        n_missing = n - n_made - sum(map(len, in_hand))
-        block = groups.take(n_missing) if n_missing > 0 and len(in_hand) < AHEAD else []
+        n_missing = n - n_made - sum(map(len, pending))
+        block = groups.take(n_missing) if n_missing > 0 and len(pending) < AHEAD else []
         if block:
-            in_hand.append([(group, start(group)) for group in block])
-        elif in_hand:
-            for group, complete in in_hand.popleft():
+            pending.append([(group, start(group)) for group in block])
+        elif pending:
+            for group, complete in pending.popleft():
                 if complete():
                     n_made += 1
                 else:

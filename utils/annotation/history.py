@@ -1,10 +1,10 @@
-"""The history: what was shown to a reviewer and what he decided, one JSON object a directory and event, only appended.
+"""The history: what reviewers were shown and what they decided, one JSON object per directory and event, append-only.
 
 Shown:     {"root", "main", "shown": {id: cosine to main}, "sampler", "options", "seed", "model", "time"}
 Loaded:    {"root", "main", "kept": [ids], "deleted": [ids], "time"}
 Discarded: {"root", "main", "discarded": true, "time"}
-Undone:    {"root": null, "main", "undone": true, "time"}, when the load of it was taken back
-`time` is UTC, ISO 8601. The annotated data never depend on the history; without it everything else works.
+Undone:    {"root": null, "main", "undone": true, "time"}, when its load was undone
+`time` is UTC, ISO 8601. The annotated data do not depend on the history; everything else works without one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils.log import LOG
 
 Event = dict[str, Any]
 
-WAIT_S = 60  # for another process that appends
+WAIT_S = 60  # for another appending process
 
 
 def now() -> str:
@@ -29,7 +29,7 @@ def now() -> str:
 
 
 def read_events(path: Path | None) -> Iterator[Event]:
-    """All events, oldest first; none without a file. A line that is damaged is left out, with a message."""
+    """All events, oldest first; none without a file. Damaged lines are skipped with a warning."""
     if path is None or not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -41,11 +41,11 @@ def read_events(path: Path | None) -> Iterator[Event]:
             if isinstance(event, dict) and isinstance(event.get("main"), str):
                 yield event
             elif not line.isspace():
-                LOG.warning("history %s, line %d, cannot be read and is left out", path, number)
+                LOG.warning("history %s, line %d, is damaged; skipped", path, number)
 
 
 def append(path: Path | None, events: Iterable[Event]) -> None:
-    """Add events, durably; nothing without a path. A line that a killed process left half written is closed first."""
+    """Append events durably; does nothing without a path. A half-written line of a killed process is ended first."""
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
     if path is None or not lines:
         return
@@ -62,7 +62,7 @@ def append(path: Path | None, events: Iterable[Event]) -> None:
 def append_shown(
     path: Path | None, root: Path, begun: str, shown: Mapping[str, Mapping[str, float]], facts: Event
 ) -> None:
-    """Add what a run, begun at that time, has in `root` now: main id -> {id: cosine}; each directory once."""
+    """Append the directories that a run, begun at that time, has in `root`: main id -> {id: cosine}; each once."""
     name = str(root.resolve())
     known = {event["main"] for event in read_events(path) if _is_of(event, name, begun)}
     append(
@@ -80,12 +80,12 @@ def _is_of(event: Event, root: str, begun: str) -> bool:
 
 
 def shown(events: Iterable[Event]) -> set[str]:
-    """All ids that were ever in a directory."""
+    """Ids of all images ever shown."""
     return {id_ for event in events if isinstance(event.get("shown"), dict) for id_ in event["shown"]}
 
 
 def discarded(events: Iterable[Event]) -> set[str]:
-    """Main ids whose directory the reviewer last discarded rather than kept."""
+    """Main ids of directories whose last decision was to discard them."""
     mains: set[str] = set()
     for event in events:
         if event.get("discarded"):

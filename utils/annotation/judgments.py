@@ -1,4 +1,4 @@
-"""What the records say, beside what the collection says: judged items ranked by similarity, and contradictions."""
+"""Records against the collection: judged items ranked by similarity; and records against each other: contradictions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from utils.annotation.records import Record
 
 
 class Judged(NamedTuple):
-    """One record as the collection ranks it: most similar to the main image first, ties by id."""
+    """The items of one record, ranked by the collection: most similar to the main image first, ties by id."""
 
     number: int  # of the record
     main: str
-    items: list[str]  # without the main image, and without what is not in the collection
+    items: list[str]  # neither the main image nor ids that are not in the collection
     similarities: list[float]
     kept: list[bool]
 
 
 class Chain(NamedTuple):
-    """a ~ middle and middle ~ c by two judgments, a not c by a third."""
+    """Judged similar: a and middle, middle and c. Judged not similar: a and c."""
 
     a: str
     middle: str
@@ -30,7 +30,7 @@ class Chain(NamedTuple):
 
 
 def similarities(record: Record, row_of: Mapping[str, int], vectors: np.ndarray) -> dict[str, float]:
-    """Each judged item that is in the collection -> its cosine to the main image, most similar first, ties by id."""
+    """Judged items in the collection -> cosine to the main image; most similar first, ties by id."""
     main = row_of.get(record["pos"][0])
     items = sorted(id_ for id_ in {*record["pos"][1:], *record["neg"]} if id_ in row_of)
     if main is None or not items:
@@ -40,7 +40,7 @@ def similarities(record: Record, row_of: Mapping[str, int], vectors: np.ndarray)
 
 
 def rank(records: Sequence[Record], row_of: Mapping[str, int], vectors: np.ndarray) -> list[Judged]:
-    """One for each record, in their order. vectors: (N, D) float32 of unit length, rows by `row_of`."""
+    """One entry per record, in record order. vectors: (N, D) float32 of unit length; row_of: id -> row."""
     result = []
     for number, record in enumerate(records):
         found, kept = similarities(record, row_of, vectors), set(record["pos"])
@@ -51,7 +51,7 @@ def rank(records: Sequence[Record], row_of: Mapping[str, int], vectors: np.ndarr
 
 
 def contradictions(records: Iterable[Record]) -> tuple[list[tuple[str, str]], list[Chain]]:
-    """Pairs judged both similar and not; and chains, one for each of the other pairs that is not similar."""
+    """Pairs judged both ways; and for each other pair judged not similar at most one chain."""
     similar: dict[str, set[str]] = {}
     different: dict[str, set[str]] = {}
     for record in records:

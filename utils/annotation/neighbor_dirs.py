@@ -1,37 +1,43 @@
-"""The folders that a reviewer works in: ROOT/{index}_{main id}/{rank}_{id}{extension}, and what says how they stand.
+"""The folders a reviewer works in: ROOT/{index}_{main id}/{rank}_{id}{extension}, and the files that describe them.
 
-ROOT/samples.json says what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
-A directory is filled under a hidden name, renamed when complete, then listed there; a hidden marker file stays in ROOT
-until the last one is. So whatever is listed is complete, wherever the run that made it was killed.
+ROOT/samples.json lists what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
+A directory is filled under a hidden name, renamed when complete, and listed after that. A hidden marker stays in ROOT
+until the last directory is listed. So every listed directory is complete, wherever the run was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from utils import ids
+from utils.annotation.history import now
 from utils.errors import UserError
 from utils.files import read_json, replacing, write_json
+from utils.log import LOG
 
 SAMPLES = "samples.json"
 MARKER = ".unfinished.json"  # {"settings": of the run that makes the root, "data": fingerprint, "begun": time}
 PART_SUFFIX = ".part"
+LIST_EVERY_S = 1.0  # each time samples.json is rewritten as a whole: one megabyte for a thousand directories
 
 Samples = dict[str, list[str]]
 
 
 def image_name(rank: int, id_: str, extension: str) -> str:
-    """Plain numbers, as file managers sort them naturally; nothing but our own ids and a known extension."""
+    """The rank is not zero-padded: file managers sort numbers in names by value."""
     return f"{rank}_{id_}{extension}"
 
 
 def rank_in(name: str) -> int:
-    """The number that image_name put before the id; -1 if people took it away."""
+    """The rank at the beginning of an image's name; -1 if there is none any more."""
     number = name.partition("_")[0]
     return int(number) if number.isascii() and number.isdecimal() else -1
 
@@ -40,25 +46,34 @@ def dir_name(index: int, main: str) -> str:
     return f"{index}_{main}"
 
 
-def part_path(root: Path, main: str) -> Path:
-    """Where a directory is filled; nobody sees it, for its name begins with a dot."""
-    return root / f".{main}{PART_SUFFIX}"
-
-
 def lock_path(root: Path) -> Path:
-    """Beside the root, never in it: a reviewer sees nothing but images."""
+    """Beside the root, not inside: a reviewer sees images only."""
     root = root.absolute()
     return root.with_name(f".{root.name}.lock")
 
 
 def read_samples(root: Path) -> Samples:
-    """What is listed in `root`, in index order. Raises UserError if there is no such list, or it cannot be trusted."""
+    """The lists of `root`, in index order. Raises UserError if samples.json is missing or malformed."""
+    if root.is_file():
+        raise UserError(f"{root} is a file: unzip it and give the folder")
     if not root.is_dir():
         raise UserError(f"{root} does not exist; run python ann_dirrify.py first, or set ANN_DIRRIFY_DIR_PATH")
+    if not (root / SAMPLES).exists():
+        raise UserError(_say_missing(root))
     samples = read_json(root / SAMPLES, "the list of samples")
     if not isinstance(samples, dict) or not all(map(_is_entry, samples.items())):
-        raise UserError(f"{root / SAMPLES} is not {{main id: [main id, other ids]}}; put the file back as it was")
+        raise UserError(
+            f"{root / SAMPLES} is not {{main id: [main id, other ids]}}; copy it again from the original folder"
+        )
     return samples
+
+
+def _say_missing(root: Path) -> str:
+    """A folder too high or too low is the usual mistake after unzipping."""
+    near = [root.absolute().parent, *sorted(path for path in root.iterdir() if path.is_dir())]
+    found = next((path for path in near if (path / SAMPLES).exists()), None)
+    remedy = f"{found} has one: give that folder" if found else "copy it from the original folder"
+    return f"no {SAMPLES} in {root}; {remedy}"
 
 
 def _is_entry(entry: tuple[Any, Any]) -> bool:
@@ -69,7 +84,7 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
 
 
 def write_samples(root: Path, samples: Samples) -> None:
-    with replacing(root / SAMPLES) as file:  # a directory a line
+    with replacing(root / SAMPLES) as file:  # one directory per line
         rows = (f"\n  {json.dumps(main)}: {json.dumps(listed)}" for main, listed in samples.items())
         file.write("{" + ",".join(rows) + "\n}\n")
 
@@ -78,46 +93,119 @@ def is_unfinished(root: Path) -> bool:
     return (root / MARKER).exists()
 
 
-def read_marker(root: Path) -> dict[str, Any]:
+def check(root: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError, touching nothing, if `root` holds anything but an unfinished run with the same settings."""
+    if not is_unfinished(root):
+        if not all(map(_is_temporary, _names(root))):
+            raise UserError(
+                f"{root} is not empty; load it (python ann_dirload.py) and delete it, or set ANN_DIRRIFY_DIR_PATH"
+            )
+        return
+    begun_with = _read_marker(root)["settings"]
+    for name, value in settings.items():
+        was = begun_with.get(name) if isinstance(begun_with, dict) else None
+        if was != value:
+            raise UserError(
+                f"{root} is not finished and was begun with {name} = {json.dumps(was)}, not {json.dumps(value)}; "
+                "finish it with that value, or delete it"
+            )
+
+
+class DirWriter:
+    """Makes a root, or continues an unfinished one. Use it as a context: leaving it early keeps the marker.
+
+    samples: complete directories, listed or about to be.
+    same_data: False if an unfinished run continues with other data, so that its main images may differ.
+    begun: start of the first run on this root, UTC, ISO 8601.
+    """
+
+    def __init__(self, root: Path, settings: dict[str, Any], data: str) -> None:
+        """`root` has passed check(). data: fingerprint of the candidates."""
+        self.root = root
+        self.samples: Samples = {}
+        self.same_data, self.begun = True, now()
+        self._n_listed, self._listed_at = 0, time.monotonic()
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_parts(root)
+        if is_unfinished(root):
+            marker = _read_marker(root)
+            self.same_data, self.begun = marker["data"] == data, marker["begun"]
+            self._resume()
+        else:
+            write_json(root / MARKER, {"settings": settings, "data": data, "begun": self.begun})
+
+    def __enter__(self) -> DirWriter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._list()
+        _remove_parts(self.root)
+        if not self.samples:  # leave no trace: the next run may have other settings
+            (self.root / MARKER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.root.rmdir()
+        elif is_unfinished(self.root):
+            LOG.warning("%s is not finished (%d directories); the same command goes on", self.root, len(self.samples))
+
+    def stage(self, main: str) -> Path:
+        """The hidden folder in which to make one directory; its parent exists, it does not."""
+        return self.root / f".{main}{PART_SUFFIX}"
+
+    def commit(self, main: str, listed: list[str]) -> None:
+        """Rename the staged folder. It is listed within LIST_EVERY_S, or when the context is left.
+
+        The images are not synced: a power cut may leave empty files, which ann_dirload.py counts as unknown.
+        """
+        os.replace(self.stage(main), self.root / dir_name(len(self.samples), main))
+        self.samples[main] = listed
+        if time.monotonic() - self._listed_at > LIST_EVERY_S:
+            self._list()
+
+    def drop(self, main: str) -> None:
+        """Remove the staged folder: its main image could not be loaded."""
+        shutil.rmtree(self.stage(main))
+
+    def finish(self) -> None:
+        """List the rest and remove the marker."""
+        self._list()
+        _remove_parts(self.root)
+        if self.samples:
+            (self.root / MARKER).unlink()
+
+    def _list(self) -> None:
+        self._listed_at = time.monotonic()
+        if len(self.samples) > self._n_listed:
+            write_samples(self.root, self.samples)
+            self._n_listed = len(self.samples)
+
+    def _resume(self) -> None:
+        if (self.root / SAMPLES).exists():
+            self.samples = read_samples(self.root)
+            self._n_listed = len(self.samples)
+        for index, main, listed in sorted(_read_complete(self.root)):
+            if main not in self.samples and index == len(self.samples):
+                self.samples[main] = listed
+        self._list()
+
+
+def _read_marker(root: Path) -> dict[str, Any]:
     marker = read_json(root / MARKER, "the marker")
     if not isinstance(marker, dict) or set(marker) != {"settings", "data", "begun"}:
         raise UserError(f"{root / MARKER} is damaged; delete {root}")
     return marker
 
 
-def write_marker(root: Path, settings: dict[str, Any], data: str, begun: str) -> None:
-    write_json(root / MARKER, {"settings": settings, "data": data, "begun": begun})
-
-
-def check(root: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError, touching nothing, if `root` holds anything but an unfinished run with the same settings."""
-    if not is_unfinished(root):
-        if not all(map(_is_left_over, _names(root))):
-            raise UserError(
-                f"{root} is not empty; load it (python ann_dirload.py) and delete it, or set ANN_DIRRIFY_DIR_PATH"
-            )
-        return
-    begun_with = read_marker(root)["settings"]
-    for name, value in settings.items():
-        was = begun_with.get(name) if isinstance(begun_with, dict) else None
-        if was != value:
-            raise UserError(
-                f"{root} is not finished and was begun with {name} = {json.dumps(was)}, not {json.dumps(value)}; "
-                "finish it with that, or delete it"
-            )
-
-
-def remove_parts(root: Path) -> None:
-    """What a run that was stopped left half done."""
+def _remove_parts(root: Path) -> None:
+    """Remove what a stopped run left incomplete."""
     for name in _names(root):
         if name.startswith(".") and name.endswith(PART_SUFFIX):
-            shutil.rmtree(root / name, ignore_errors=True)  # a download may be writing into it to the last
-        elif _is_left_over(name):
+            shutil.rmtree(root / name, ignore_errors=True)  # a download may still be writing into it
+        elif _is_temporary(name):
             (root / name).unlink()
 
 
-def _is_left_over(name: str) -> bool:
-    """A temporary file of utils.files.replacing, whose process was killed."""
+def _is_temporary(name: str) -> bool:
+    """A temporary file of utils.files.replacing, left by a killed process."""
     return name.startswith((f".{MARKER}.", f".{SAMPLES}."))
 
 
@@ -125,8 +213,8 @@ def _names(root: Path) -> list[str]:
     return [path.name for path in root.iterdir()] if root.exists() else []
 
 
-def read_complete(root: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """(index, main id, ids by rank) of the directories that bear the names that they are given when complete."""
+def _read_complete(root: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """(index, main id, ids by rank) of every directory with the name of a complete one."""
     for name in _names(root):
         match = re.fullmatch(r"(\d+)_(.+)", name)
         if match and ids.is_uuid(match[2]) and (root / name).is_dir():

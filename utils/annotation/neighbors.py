@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 CHUNK = 8_192  # rows compared in float64 at a time: 8,192 x 512 x 8 bytes = 34 MB
-GROUPS_PER_RANK = 8  # groups of rows, for each row that is looked for, of which only the best are compared at first
+GROUPS_PER_RANK = 8  # groups of rows per wanted row; at first only the maximum of each group is compared
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The nearest rows of one row, most similar first, without itself."""
+    """The nearest rows of one row, most similar first, the row itself excluded."""
 
     rows: list[int]
     similarities: list[float]
-    n_dropped: int  # near duplicates that gave their place to the next
+    n_dropped: int  # near duplicates skipped for the next nearest
 
 
 def normalize(vectors: np.ndarray) -> np.ndarray:
-    """Bring the rows of (N, D) float32 to unit length, in place. Those that have it keep their bits; zeros stay."""
+    """Scale the rows of (N, D) float32 to unit length, in place. Unit rows keep their bits; zero rows stay zero."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     rows = np.flatnonzero((np.abs(lengths - 1) > 1e-6) & (lengths > 0))
     for start in range(0, len(rows), CHUNK):
@@ -42,11 +42,11 @@ def nearest(
 
     vectors: (N, D) float32 of unit length, in the order of ids, so that ties by row are ties by id.
     eligible: (N,) bool, rows that may be neighbors. judged: per main, rows that may not.
-    max_similarity: below 1, a neighbor more similar than that to the main or to one listed before gives up its place.
+    max_similarity: below 1, a neighbor is skipped if its cosine to the main or to one already listed is above this.
     """
     rough = vectors[np.asarray(mains, dtype=np.intp)] @ vectors.T  # (B, N)
     if eligible is not None:
-        rough += np.where(eligible, np.float32(0), np.float32(-np.inf))  # faster than to index by what is many
+        rough += np.where(eligible, np.float32(0), np.float32(-np.inf))  # faster than indexing by most rows
     result = []
     for i, main in enumerate(mains):
         rough[i, [main, *(judged[i] if judged else ())]] = -np.inf
@@ -70,21 +70,21 @@ def _pick(vectors: np.ndarray, main: int, rough: np.ndarray, n_nearest: int, max
 def _rank(vectors: np.ndarray, main: int, rough: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The n rows most similar to `main`, and their similarities in float64.
 
-    A float32 product depends on how the library splits the sum, so it only selects: whatever could be among the n,
-    by the bound on its error (Higham, Accuracy and Stability, 3.5: D u for unit vectors), is compared again.
+    A float32 product depends on how BLAS splits the sum, so it only selects: every row within the error bound of the
+    n-th (Higham, Accuracy and Stability, 3.5: D u for unit vectors) is compared again in float64.
     """
     if n == 0:
         return np.empty(0, np.intp), np.empty(0)
     error = (vectors.shape[1] + 4) * 2.0**-24
     least = _largest(rough, n)
-    rows = np.flatnonzero(rough >= max(least - 2 * error, -2.0))  # -2: never one that is masked with -inf
+    rows = np.flatnonzero(rough >= max(least - 2 * error, -2.0))  # -2: never a row masked with -inf
     similarities = cosines(vectors, rows, main)
     order = np.lexsort((rows, -similarities))[:n]
     return rows[order], similarities[order]
 
 
 def _largest(values: np.ndarray, n: int) -> np.floating:
-    """The n-th largest. The n-th largest of the maxima of groups is no larger: few values have to be ordered."""
+    """The n-th largest value. The n-th largest group maximum is a lower bound, so few values need sorting."""
     n_groups = GROUPS_PER_RANK * n
     if len(values) >= 4 * n_groups:
         maxima = values[: len(values) // n_groups * n_groups].reshape(-1, n_groups).max(0)
@@ -93,7 +93,7 @@ def _largest(values: np.ndarray, n: int) -> np.floating:
 
 
 def cosines(vectors: np.ndarray, rows: Sequence[int] | np.ndarray, main: int) -> np.ndarray:
-    """Cosine of each of `rows` to `main`, in float64, to 12 decimals: what differs less is a tie.
+    """Cosine of each of `rows` to `main`, in float64, rounded to 12 decimals: smaller differences are ties.
 
     Row by row in one order of summation (einsum, not BLAS), so that equal vectors have equal cosines.
     """
@@ -110,7 +110,7 @@ def cosines(vectors: np.ndarray, rows: Sequence[int] | np.ndarray, main: int) ->
 def _distinct(
     vectors: np.ndarray, main: int, rows: np.ndarray, n_nearest: int, max_similarity: float
 ) -> tuple[list[int], int]:
-    """Positions in `rows` of the first n_nearest that are no near duplicates, and how many before these were."""
+    """Positions in `rows` of the first n_nearest that are no near duplicates, and the number of rows skipped."""
     listed: list[int] = [main]
     taken: list[int] = []
     for position, row in enumerate(rows.tolist()):

@@ -1,4 +1,4 @@
-"""The annotated data: a JSON list of {"pos": [ids, main first], "neg": [ids]}; read, checked, replaced as a whole."""
+"""The annotated data: a JSON list of {"pos": [ids, main first], "neg": [ids]}, read and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ from utils.ids import is_uuid
 
 
 class Record(TypedDict):
-    """What a reviewer decided about one directory: similar to pos[0], itself included, and not."""
+    """A reviewer's decision about one directory: ids similar to pos[0], itself included, and ids not similar."""
 
     pos: list[str]
     neg: list[str]
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records in `path`; [] if there is no such file. Raises UserError if it is not what this module writes."""
+    """The records in `path`; [] without a file. Raises UserError if the file is malformed."""
     if not path.exists():
         return []
     records = read_json(path, "annotated data")
-    if not isinstance(records, list):
-        raise UserError(f"annotated data {path} is not a list; mend it, or take {backup_path(path).name}")
-    for index, record in enumerate(records):
-        fault = _fault(record)
-        if fault:
-            raise UserError(
-                f"annotated data {path}, record {index}: {fault}; mend it, or take {backup_path(path).name}"
-            )
+    fault = " is not a list" if not isinstance(records, list) else ""
+    for index, record in enumerate([] if fault else records):
+        fault = fault or (f", record {index}: {_fault(record)}" if _fault(record) else "")
+    if fault:
+        raise UserError(f"annotated data {path}{fault}; the version before its last change is {backup_path(path)}")
     return records
 
 
@@ -42,23 +39,21 @@ def _fault(record: Any) -> str:
     for name, ids in record.items():
         if not isinstance(ids, list) or not all(isinstance(id_, str) and is_uuid(id_) for id_ in ids):
             return f'"{name}" is not a list of uuids'
-    if not record["pos"]:
-        return '"pos" is empty'
-    return ""
+    return "" if record["pos"] else '"pos" is empty'
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Replace `path`, atomically; the version before stays beside it as .bak ([] before the first)."""
+    """Replace `path` atomically; the version before stays beside it as .bak ([] before the first)."""
     with replacing(backup_path(path), binary=True) as file:
         file.write(path.read_bytes() if path.exists() else b"[]\n")
-    with replacing(path) as file:  # a record a line: quick to write, and two versions compare well
+    with replacing(path) as file:  # one record per line: fast to write, easy to diff
         file.write("[" + ",".join("\n  " + json.dumps(record) for record in records) + "\n]\n")
 
 
 def undo(path: Path) -> tuple[list[Record], list[Record]]:
-    """Put the version before the last change back; what is taken back stays beside it as .undone.
+    """Restore the version before the last change; the current version becomes .undone.
 
-    Returns the records before and after. Raises UserError if there is nothing to take back.
+    Returns the records before and after. Raises UserError if there is no version before.
     """
     backup = backup_path(path)
     if not (path.exists() and backup.exists()):
