@@ -39,9 +39,7 @@ def _quick_children() -> None:
     """This process forks its children from one that has imported what they need; what run_script runs spawns them."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         processes.CONTEXT = multiprocessing.get_context("forkserver")
-        processes.CONTEXT.set_forkserver_preload(
-            ["chromadb", "utils.store.index_tasks", "utils.embedding.fetch_worker"]
-        )
+        processes.CONTEXT.set_forkserver_preload(["chromadb", "utils.store.index", "utils.embedding.fetch_worker"])
 
 
 @pytest.fixture(autouse=True)

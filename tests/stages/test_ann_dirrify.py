@@ -209,7 +209,7 @@ def test_what_the_user_can_fix_is_one_line_and_leaves_nothing(ids, flags, messag
 
 def test_a_collection_of_another_space_is_refused(vectors):
     make_collection(vectors, [f"u{i}" for i in range(N)], hnsw={"space": "l2"})
-    with pytest.raises(UserError, match="l2 space, not cosine"):
+    with pytest.raises(UserError, match="l2 distance, not cosine"):
         dirrify()
 
 

@@ -95,7 +95,8 @@ def test_a_torn_index_is_one_line(vectors, size):
     (index,) = CHROMA.glob("*/data_level0.bin")
     index.write_bytes(index.read_bytes()[:size])
     read = "with c.reading(Path('data/chroma'), 'images') as i: c.read_vectors(i, c.read_ids(i))"
-    code = f"from pathlib import Path\nfrom utils import cli, collection as c\ndef main():\n    {read}\ncli.run(main)"
+    imports = "from pathlib import Path\nfrom utils import cli\nfrom utils.store import collection as c"
+    code = f"{imports}\ndef main():\n    {read}\ncli.run(main)"
     environment = {"PYTHONPATH": str(Path(collection.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 2, json.dumps(done.stderr)

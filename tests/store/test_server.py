@@ -20,7 +20,7 @@ from tests.support.annotation_data import random_vectors
 from tests.support.chroma_server import ChromaServer
 from tests.support.servers import PhotoServer, Server, closed_port, send
 from utils.errors import UserError
-from utils.store import collection, server
+from utils.store import collection, index, server
 from utils.store.store import Store
 from utils.store.vectors import STORE
 
@@ -132,22 +132,20 @@ def test_killed_while_it_is_written_to_it_loses_nothing(chroma, tmp_path, monkey
     store = Store(tmp_path / "mine", "images", place(chroma))
     for seed in range(6):
         fill(store, 1_000, seed)
-    from utils.store import store as module
-
-    plain = module.index.apply
+    plain = index.call
     restarts: list[threading.Thread] = []
 
-    def apply(where, name, work, progress):
+    def call(task, *args, progress=lambda n: None):
         def kill_once(n: int) -> None:
             progress(n)
-            if not restarts:
+            if task is index.apply and not restarts:
                 chroma.kill()
                 restarts.append(threading.Thread(target=chroma.start))
                 restarts[0].start()
 
-        return plain(where, name, work, kill_once)
+        return plain(task, *args, progress=kill_once)
 
-    monkeypatch.setattr(module.index, "apply", apply)
+    monkeypatch.setattr(index, "call", call)
     store.finish()
     restarts[0].join()
     store.close()
@@ -218,7 +216,7 @@ def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkey
     monkeypatch.setattr(server, "WAIT_S", 0.5)
     monkeypatch.setattr(server, "TIMEOUT_S", 0.2)
     with Proxy() as proxy:
-        with pytest.raises(UserError, match=r"refuses us \(401\); set CHROMA_SERVER_HEADERS_ENV"):
+        with pytest.raises(UserError, match=r"refuses access \(401\); set CHROMA_SERVER_HEADERS_ENV"):
             server.choose("", proxy.url, "")
         with pytest.raises(UserError, match="not set"):
             server.choose("", proxy.url, "TEST_HEADERS")

@@ -127,7 +127,7 @@ def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_dele
 
 
 def test_what_people_deleted_stays_deleted_even_if_the_collection_is_made_anew(path: Path):
-    index.delete(path, "images", ids_of(3, 4))
+    index.call(index.delete, path, "images", ids_of(3, 4))
     store = Store(path, "images")
     assert sorted(store.journal.gone.tolist()) == sorted(ids_of(3, 4).tolist())
     store.close()
@@ -139,7 +139,7 @@ def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
     journal = Journal(path / "journal/images")
     journal.append(REMOVE, ids_of(5, 6), [], np.empty((2, 0), np.float32))
     journal.close()
-    index.delete(path, "images", ids_of(5))
+    index.call(index.delete, path, "images", ids_of(5))
     store = Store(path, "images")
     assert len(store.journal.gone) == 0 and len(store.known) == N - 2
     add(store, 5)  # it may come back
@@ -150,17 +150,19 @@ def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
 
 def test_a_collection_without_a_journal_is_taken_over_whole_or_not_at_all(path: Path, monkeypatch):
     shutil.rmtree(path / "journal")
-    real = index.vectors
+    real, reads = index.call, []
     monkeypatch.setattr(index, "READ", 100)
 
-    def broken(*args):
-        yield next(real(*args))
-        raise KeyboardInterrupt
+    def broken(task, *args, **kwargs):
+        if task is index.read:
+            reads.append(args)
+            if len(reads) == 2:
+                raise KeyboardInterrupt
+        return real(task, *args, **kwargs)
 
-    monkeypatch.setattr(index, "vectors", broken)
+    monkeypatch.setattr(index, "call", broken)
     with pytest.raises(KeyboardInterrupt):
         Store(path, "images")
-    monkeypatch.setattr(index, "vectors", real)
     store = Store(path, "images")
     check(store, *range(N))
     assert store.model["model_name"] == "m"
@@ -172,7 +174,7 @@ def test_a_collection_that_names_no_model_or_has_other_ids_is_refused(tmp_path: 
         collection.add(ids=[id_], embeddings=np.ones((1, D), np.float32), metadatas=[{"url": "u"}])
     with pytest.raises(UserError, match="does not say which model made it"):
         Store(tmp_path, "nameless")
-    with pytest.raises(UserError, match="ids that are no uuids"):
+    with pytest.raises(UserError, match="ids that are not uuids"):
         Store(tmp_path, "foreign")
 
 

@@ -17,25 +17,25 @@ from utils.store.server import Place, Server, connect
 if TYPE_CHECKING:
     import chromadb
 
-WAIT_S = 60  # for embed.py to finish
-# A server that is killed while it flushes tears the index: let it do so rarely. It replays its log when it starts.
+WAIT_S = 60  # for embed.py to end
+# A server killed during a flush tears the index, so it flushes rarely; at its start it replays the log.
 SERVER_SYNC_THRESHOLD = 50_000
 IDS_PAGE = 250_000  # 10 MB of a server's answer
 PAGE = 5_000  # records a call: Chroma's SQL fails above 32,766 variables, and a page bounds memory
 
 
 class UnreadableError(UserError):
-    """The collection is there, and its files are torn."""
+    """The collection exists, and its files are torn."""
 
 
 def open_client(place: Place) -> chromadb.ClientAPI:
-    """A server's client, or embedded Chroma in a folder, made if missing: never while another process writes there."""
+    """A server's client, or embedded Chroma in a folder, made if missing. No other process may write there."""
     if isinstance(place, Server):
         return connect(place)
     import chromadb
     from chromadb.config import Settings
 
-    # Resolved: "p" and "p/" would be two engines in one process. No .env file of the working folder is to be read.
+    # Resolved, because "p" and "p/" would be two engines in one process. Settings would read a .env file.
     settings = Settings(_env_file=None, anonymized_telemetry=False)  # type: ignore[call-arg]
     return chromadb.PersistentClient(path=str(place.resolve()), settings=settings)
 
@@ -48,9 +48,9 @@ def open_collection(place: Place, name: str) -> chromadb.Collection:
 
 @contextlib.contextmanager
 def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
-    """open_collection for a block, while no embed.py writes to the folder; a server sees to that itself.
+    """open_collection for a block, in which no embed.py writes to the folder; a server locks by itself.
 
-    Frees the folder's index then: 2.5 KB a record at 512-d.
+    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions.
     """
     _check_path(place)
     with contextlib.ExitStack() as stack:
@@ -94,21 +94,21 @@ def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collectio
         collection = open_client(place).get_or_create_collection(
             name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
         )
-        _check_space(collection)  # an old one is returned as it is
+        _check_space(collection)  # an existing collection keeps its configuration
         return collection
     except (ValueError, ChromaError) as error:
         raise UserError(f"COLLECTION_NAME {name!r}: {str(error).splitlines()[0]}") from None
 
 
 def _check_space(collection: chromadb.Collection) -> None:
-    configuration = collection.configuration  # a distributed or cloud Chroma has spann for hnsw
+    configuration = collection.configuration  # a distributed or cloud Chroma has spann instead of hnsw
     space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
     if space != "cosine":
-        raise UserError(f"collection {collection.name} is of {space} space, not cosine; use another COLLECTION_NAME")
+        raise UserError(f"collection {collection.name} uses {space} distance, not cosine; use another COLLECTION_NAME")
 
 
 def lock_path(path: Path) -> Path:
-    """Beside the store in folder `path`: embed.py holds it, and who reads waits for it."""
+    """The lock file beside the store in folder `path`: embed.py holds it, readers wait for it."""
     path = path.absolute()
     return path.with_name(f".{path.name}.lock")
 
@@ -123,7 +123,7 @@ def read_ids(collection: chromadb.Collection, where: dict[str, Any] | None = Non
             ids += (page := collection.get(where=where or None, limit=IDS_PAGE, offset=len(ids), include=[])["ids"])
             if not page:
                 break
-        return sorted(set(ids))  # what a server's other writers do meanwhile may show an id twice
+        return sorted(set(ids))  # another writer on the server can make an id appear twice
     except (ValueError, InvalidArgumentError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
 
@@ -141,9 +141,9 @@ def read_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> np.ndar
 
 
 def spool_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> Callable[[], np.ndarray]:
-    """read_vectors by way of a temporary file, from which the returned function loads them, once.
+    """read_vectors through a temporary file; the returned function loads it, once.
 
-    Call it when the collection is closed: Chroma's index and they together are 5 GB for a million at 512-d.
+    Call that after the collection is closed: index and vectors of a million records at 512 dimensions take 5 GB.
     """
     file = tempfile.TemporaryFile()
     for vectors in _read_pages(collection, ids):
@@ -171,7 +171,7 @@ def read_metadata(collection: chromadb.Collection, ids: Sequence[str]) -> list[d
 
 
 def read_urls(collection: chromadb.Collection, ids: Sequence[str]) -> list[str]:
-    """The urls of `ids`, in the order of `ids`; "" where there is none, or no such id any more."""
+    """The urls of `ids`, in the order of `ids`; "" for a record without one, or a missing id."""
     with _readable(collection.name):
         found = _metadata_of(collection, ids)
     return [url if isinstance(url := found.get(id_, {}).get("url"), str) else "" for id_ in ids]
@@ -187,14 +187,14 @@ def _metadata_of(collection: chromadb.Collection, ids: Sequence[str]) -> dict[st
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """A torn index (a process killed while it wrote) is one line, though Chroma's Rust side panics."""
+    """Turn what a torn index raises, panics of Chroma's Rust side included, into one line."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ not in ("InternalError", "PanicException"):
             raise
-        what = (str(error).splitlines() or ["no reason given"])[0]
-        raise UnreadableError(f"collection {name} cannot be read ({what}); python embed.py repairs it") from None
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UnreadableError(f"collection {name} cannot be read ({reason}); python embed.py repairs it") from None
 
 
 def _pages(ids: Sequence[str]) -> Iterator[list[str]]:

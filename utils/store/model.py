@@ -1,4 +1,4 @@
-"""The identity of the model that made a collection's vectors: compared, and told to people."""
+"""The identity of the model that made a collection's vectors: comparison, and a description for messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two identities are one model: by hashes where there are any, else by name and tag."""
+    """Whether two identities name one model: compared by hashes if either has some, else by name and tag."""
     hashes = ("config_sha256", "weights_sha256")
     if any(key in identity for identity in (one, other) for key in hashes):
         is_local = "config_sha256" in one  # a local-dir holds its own architecture; a checkpoint's is the model's name
@@ -17,7 +17,7 @@ def same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def describe(identity: dict[str, Any]) -> str:
-    """A model's identity for people."""
+    """A model's identity as text for a message."""
     sha = identity.get("weights_sha256", "")
     parts = [identity.get("model_name"), identity.get("pretrained"), sha and f"weights {sha[:12]}"]
     return " ".join(str(part) for part in parts if part) or "an unknown model"

@@ -1,4 +1,8 @@
-"""A Chroma server as the store: its address, and a client with the timeouts and the patience that Chroma's lacks."""
+"""A Chroma server as the store: its address, and a client with timeouts and retries, which Chroma's does not have.
+
+Chroma's own HTTP client is patched, and no retry stands around our calls: its constructor sends requests before a
+caller could set a timeout, further clients are made inside it, and dozens of calls in four rooms would need a wrapper.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ from utils.log import LOG
 if TYPE_CHECKING:
     import chromadb
 
-WAIT_S = 120  # for a server that stops answering in the middle of a run: long enough for a restart
+WAIT_S = 120  # for a server that stops answering during a run: long enough for a restart
 TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5  # of one request
 MAX_REQUEST_BYTES = 36 * 2**20  # Chroma refuses 40 MiB
 NUMBER_BYTES = 24  # of a float as text, which is how a server without base64 gets it
-_AWAY = (429, 502, 503, 504)  # what a server, or the proxy in front of it, answers when it is busy or away
+_AWAY = (429, 502, 503, 504)  # status codes of a busy or absent server, or of the proxy in front of it
 
 
 class Server(NamedTuple):
@@ -40,36 +44,36 @@ class Server(NamedTuple):
         return re.sub(r"[^\w.-]", "_", self.url.partition("://")[2])
 
 
-Place = Path | Server  # where collections are: the folder of an embedded Chroma, or a server
+Place = Path | Server  # the folder of an embedded Chroma, or a server
 
 
-@functools.cache  # asked for again in the middle of a run, a server that went away is waited for
+@functools.cache  # only the first call checks; later in a run the client waits for an absent server
 def choose(path: str, url: str, headers_env: str) -> Place:
-    """The server at `url`, which must answer now, or without one the folder `path`. Raises UserError."""
+    """The server at `url`, which must answer now; the folder `path` if `url` is "". Raises UserError."""
     if not url:
         return Path(path)
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError("CHROMA_SERVER_URL must be http(s)://host:port")
     if parts.username is not None or parts.query:
-        raise UserError("CHROMA_SERVER_URL must hold no secrets; CHROMA_SERVER_HEADERS_ENV is for headers that do")
+        raise UserError("CHROMA_SERVER_URL must not hold a secret; put it into a header (CHROMA_SERVER_HEADERS_ENV)")
     server = Server(url.rstrip("/"), headers_env)
     _check(server)
     return server
 
 
 def connect(server: Server) -> chromadb.ClientAPI:
-    """A client that waits up to WAIT_S for a server that went away. Every request may be repeated: ids are our own."""
+    """A client that waits up to WAIT_S for an absent server. Each request can be repeated, because ids are our own."""
     import chromadb
     from chromadb.config import Settings
 
-    _teach_patience()
+    _patch_client()
     headers = read_headers(server)
     settings = Settings(_env_file=None, anonymized_telemetry=False)  # type: ignore[call-arg]
     is_https = server.url.startswith("https:")
     try:
         return chromadb.HttpClient(host=server.url, ssl=is_https, headers=headers, settings=settings)
-    except Exception as error:  # whatever went wrong comes as a ValueError, with what it was in its context
+    except Exception as error:  # Chroma raises a ValueError; its context holds the cause
         cause: BaseException | None = error
         while cause and not isinstance(cause, UserError):
             cause = cause.__context__
@@ -77,7 +81,7 @@ def connect(server: Server) -> chromadb.ClientAPI:
 
 
 def read_headers(server: Server) -> dict[str, str]:
-    """The extra headers. Raises UserError, which does not tell what the variable holds."""
+    """The extra headers. Raises UserError, which never repeats the variable's content."""
     name = server.headers_env
     if not name:
         return {}
@@ -88,7 +92,7 @@ def read_headers(server: Server) -> dict[str, str]:
     except ValueError:
         headers = None
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise UserError(f"the environment variable {name} must hold a JSON object of headers, texts to texts") from None
+        raise UserError(f"the environment variable {name} must hold a JSON object whose values are strings") from None
     return headers
 
 
@@ -105,25 +109,26 @@ def fitting(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[s
 
 
 def _check(server: Server) -> None:
-    """At the start nothing is waited for."""
+    """One request without a retry: at the start an absent server is an error."""
     import requests
 
     heartbeat = f"{server.url}/api/v2/heartbeat"
     try:
-        # That auth does nothing, which keeps credentials of a ~/.netrc out of it.
+        # A no-op auth keeps ~/.netrc credentials out.
         answer = requests.get(heartbeat, headers=read_headers(server), timeout=CONNECT_TIMEOUT_S, auth=lambda r: r)
     except (requests.RequestException, UnicodeError) as error:
-        raise UserError(f"no Chroma server answers at {server} ({type(error).__name__}); start it, or mend "
-                        "CHROMA_SERVER_URL") from None  # fmt: skip
+        raise UserError(
+            f"no Chroma server answers at {server} ({type(error).__name__}); start it, or correct CHROMA_SERVER_URL"
+        ) from None
     if answer.status_code in (401, 403):
-        raise UserError(f"{server} refuses us ({answer.status_code}); set CHROMA_SERVER_HEADERS_ENV")
+        raise UserError(f"{server} refuses access ({answer.status_code}); set CHROMA_SERVER_HEADERS_ENV")
     if not answer.ok or "heartbeat" not in answer.text:
-        raise UserError(f"what answers at {server} is no Chroma server ({answer.status_code}); see CHROMA_SERVER_URL")
+        raise UserError(f"{server} is not a Chroma server ({answer.status_code}); correct CHROMA_SERVER_URL")
 
 
 @functools.cache
-def _teach_patience() -> None:
-    """Have every HTTP client that Chroma makes in this process, some of them inside others, time out and try again."""
+def _patch_client() -> None:
+    """Give every HTTP client that Chroma makes in this process, also those inside others, timeouts and retries."""
     import httpx
     from chromadb.api.fastapi import FastAPI
 
@@ -132,12 +137,12 @@ def _teach_patience() -> None:
     def init(self: Any, system: Any) -> None:
         plain(self, system)
         self._session.timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._session.request = _patient(self._session.request, self._api_url.removesuffix("/api/v2"))
+        self._session.request = _with_retries(self._session.request, self._api_url.removesuffix("/api/v2"))
 
     FastAPI.__init__ = init  # type: ignore[method-assign]
 
 
-def _patient(request: Callable[..., Any], url: str) -> Callable[..., Any]:
+def _with_retries(request: Callable[..., Any], url: str) -> Callable[..., Any]:
     import httpx
 
     def send(*args: Any, **kwargs: Any) -> Any:

@@ -100,7 +100,7 @@ class Store:
         """Remove records `ids` (n,) V16 from index and journal; killed on the way, the next opening does the rest."""
         self.journal.append(REMOVE, ids, [], np.empty((len(ids), 0), np.float32))
         try:
-            self.count = index.delete(self.place, self.name, ids)
+            self.count = index.call(index.delete, self.place, self.name, ids)
         except index.TornError as error:
             raise UserError(
                 f"collection {self.name} in {self.place} cannot be written: {error}; run again, it is repaired then"
@@ -112,15 +112,17 @@ class Store:
         """Compare each vector of the journal with the collection's: how many, and the ids that differ or lack."""
         with bar(len(self.known), "verify", "record") as progress:
             backlog = self._backlog(self.journal.end)._replace(start=0)
-            return index.compare(self.place, self.name, backlog, progress.update)
+            return index.call(index.compare, self.place, self.name, backlog, progress=progress.update)
 
     def close(self) -> None:
         self.journal.close()
 
     def _inspect(self) -> index.Health | None:
         """What the collection holds; None if it is torn, which is said."""
+        if isinstance(self.place, Path) and not (self.place / "chroma.sqlite3").exists():
+            return index.Health(None, np.empty(0, "V16"))  # an opening without a collection makes none
         try:
-            return index.inspect(self.place, self.name)
+            return index.call(index.inspect, self.place, self.name)
         except index.TornError as error:
             if isinstance(self.place, Server):
                 raise UserError(
@@ -195,7 +197,9 @@ class Store:
         taken = Journal(taken.path.parent)
         taken.note(MODEL, health.model)
         with bar(len(health.ids), "take over", "record") as progress:
-            for ids, vectors, metadata in index.vectors(self.path, self.name, health.ids):
+            for start in range(0, len(health.ids), index.READ):
+                ids = health.ids[start : start + index.READ]
+                vectors, metadata = index.call(index.read, self.path, self.name, ids)
                 taken.append(STORE, ids, metadata, vectors)
                 progress.update(len(ids))
         taken.note(INDEXED, {"end": taken.end})
@@ -208,7 +212,7 @@ class Store:
 
     def _rebuild(self) -> None:
         try:
-            index.drop(self.path, self.name)
+            index.call(index.drop, self.path, self.name)
         except index.TornError as error:
             self._set_aside(error)
         self.journal.indexed = self._indexed_to = 0
@@ -218,7 +222,7 @@ class Store:
     def _set_aside(self, error: Exception) -> None:
         """A database that cannot even drop a collection is renamed, so that Chroma makes a new one."""
         database = self.path / "chroma.sqlite3"
-        if index.is_database(self.path):
+        if index.call(index.is_database, self.path):
             raise UserError(
                 f"collection {self.name} in {self.path} can be neither read nor made anew: {error}; mend that and run "
                 f"again, all {len(self.known)} vectors are safe in the journal"
@@ -232,7 +236,8 @@ class Store:
         total = len(self.own) + self.stored - len(self.journal.gone)
         try:
             with bar(total if not self.journal.indexed else None, what, "record") as progress:
-                self.count = index.apply(self.place, self.name, self._backlog(self.journal.end), progress.update)
+                backlog = self._backlog(self.journal.end)
+                self.count = index.call(index.apply, self.place, self.name, backlog, progress=progress.update)
         except index.TornError as error:
             if self.journal.indexed and isinstance(self.place, Path):  # it could be read, and cannot be written
                 LOG.info("collection %s cannot be written (%s)", self.name, error)
@@ -252,7 +257,7 @@ class Store:
 
     def _follow(self, end: int) -> None:
         try:
-            self.count = index.apply(self.place, self.name, self._backlog(end))
+            self.count = index.call(index.apply, self.place, self.name, self._backlog(end))
             self._indexed_to = end
         except Exception as error:  # said, and mended, when the run ends
             self._failure = error
