@@ -31,7 +31,9 @@ from utils.store.collection import lock_path
 from utils.store.model import describe, same_model
 from utils.store.server import Server, choose
 from utils.store.store import Store
-from utils.web.download import DownloadLimits, behind_proxy, is_local
+from utils.web.download import DownloadLimits
+from utils.web.guard import behind_proxy
+from utils.web.urls import is_local
 
 CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
     FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME CLIP_PRETRAINED DEVICE

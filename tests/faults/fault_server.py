@@ -51,6 +51,7 @@ class FaultServer:
         png_bomb_file(), gzip_bomb_body()  # made before any clock runs
         self.hits: Counter[str] = Counter()  # requests by name
         self.requests: list[str] = []  # whole request heads, as they came
+        self.location, self.retry_after = "", ""  # what /redirect_to_location and /retry_after answer with
         self._stop = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
@@ -490,4 +491,13 @@ def _mutated(visit: Visit) -> None:
     visit.sock.sendall(bytes(head) + b"\r\n\r\n" + photo())
 
 
-_HANDLERS["mutated"] = _mutated  # not in FAULTS: its outcome is any at all
+def _redirect_to_location(visit: Visit) -> None:
+    visit.answer(b"", "302 Found", Location=visit.server.location)
+
+
+def _retry_after(visit: Visit) -> None:
+    visit.answer(b"later", "503 Service Unavailable", Retry_After=visit.server.retry_after)
+
+
+# Not in FAULTS: their outcomes vary.
+_HANDLERS |= {"mutated": _mutated, "redirect_to_location": _redirect_to_location, "retry_after": _retry_after}

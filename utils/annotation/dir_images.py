@@ -15,8 +15,8 @@ from utils.images.cache import ImageCache
 from utils.images.copies import write_copy
 from utils.images.decode import decode
 from utils.web.download import DownloadLimits, fetch
-from utils.web.host_pool import HostPool
-from utils.web.urls import turn_of
+from utils.web.hosts import HostPool
+from utils.web.urls import queue_host
 
 COPIERS = 2  # threads; more do not help, copying small files is bound by the GIL and the file system
 MIN_SIDE = 64  # pixels; a download is decoded only to check that it is a whole image
@@ -68,7 +68,7 @@ class DirImages:
         downloads: dict[str, Future[str]] = {}
         for (rank, id_), url in zip(missing, urls):
             work = functools.partial(self._download, rank, id_, url, folder, downloads.get(ids[0]))
-            downloads[id_] = self._downloaders.submit(turn_of(url), work)
+            downloads[id_] = self._downloaders.submit(queue_host(url), work)
         return downloads
 
     def _copy_one(self, rank: int, id_: str, folder: Path) -> bool:

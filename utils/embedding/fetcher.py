@@ -26,8 +26,8 @@ from utils.embedding.fetch_worker import NO_PIXELS, FetchSettings, Job, Load, lo
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.log import LOG
-from utils.web.host_queue import HostQueue
-from utils.web.urls import turn_of
+from utils.web.hosts import HostQueue
+from utils.web.urls import queue_host
 
 WINDOW = 16  # jobs a download thread that are looked at to find another host than a slow one's
 MAX_STILLBORN = 10  # workers in a row that die without a result: the machine's fault, not an image's
@@ -142,10 +142,10 @@ class Fetcher:
         n_busy = sum(len(worker.jobs) for worker in self._workers)
         while not self._added.empty():
             job = self._added.get()
-            self._waiting.put(turn_of(job.url), job)
+            self._waiting.put(queue_host(job.url), job)
         while True:
             for job in itertools.islice(self._jobs, max(0, self._window - len(self._waiting))):
-                self._waiting.put(turn_of(job.url), job)
+                self._waiting.put(queue_host(job.url), job)
             worker = min(self._workers, key=lambda worker: len(worker.jobs))
             has_room = len(worker.jobs) < self._n_threads and self._results.qsize() < self._n_ready
             job_or_none = self._waiting.take() if has_room else None
@@ -167,7 +167,7 @@ class Fetcher:
             self._cache_full = cache_full
             LOG.warning("the image cache takes no more: %s; embedding goes on", cache_full)
         job = worker.jobs.pop(key)
-        self._waiting.done(turn_of(job.url))
+        self._waiting.done(queue_host(job.url))
         self._results.put(Result(job, pixels, error))
 
     def _end_hung(self) -> None:
@@ -196,13 +196,13 @@ class Fetcher:
             raise UserError(f"download processes end as soon as they start, the last with {worker.process.exitcode}")
         self._workers[self._workers.index(worker)] = self._start()
         for key, job in worker.jobs.items():
-            self._waiting.done(turn_of(job.url))
+            self._waiting.done(queue_host(job.url))
             self._deaths[key] += blamed < 0
             if key == blamed or self._deaths[key] > MAX_DEATHS:
                 error = ImageError("bad_image", f"its decoder's process {how}")
                 self._results.put(Result(job, NO_PIXELS, error))
             else:
-                self._waiting.put(turn_of(job.url), job)
+                self._waiting.put(queue_host(job.url), job)
 
 
 class _Worker(NamedTuple):

@@ -1,1 +1,1 @@
-"""Bytes behind a URL: how URLs are read, which addresses are allowed, how hosts share the downloads."""
+"""Download what a URL names, only from allowed addresses, in fair turns among hosts."""

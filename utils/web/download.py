@@ -1,36 +1,38 @@
-"""The bytes behind a URL: complete, within the limits, from where it is allowed, or an ImageError that says why not."""
+"""Download the bytes behind a URL, whole and within the limits, or raise an ImageError that names the cause."""
 
 from __future__ import annotations
 
+import http.client
 import io
 import random
 import stat
 import tempfile
 import time
+import urllib.parse
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import BinaryIO, cast
 
 import requests
 import urllib3.exceptions
+from urllib3.util import Retry
 
 from utils.errors import ImageError
-from utils.web import network, responses, urls
-from utils.web.network import behind_proxy
-from utils.web.responses import AgainError
-from utils.web.urls import is_local
-
-__all__ = ["DownloadLimits", "behind_proxy", "fetch", "is_local"]
+from utils.web import guard, urls
 
 _MAX_REDIRECTS = 5
 _BACKOFF_S = 0.5  # before the second attempt; doubles, with jitter, so that retries do not come in waves
-_IN_MEMORY_BYTES = 1_000_000  # of a body; beyond, it goes to a temporary file
+_MAX_RETRY_AFTER_S = 30  # a server that asks for more is left alone until another run
+_CHUNK_BYTES = 65_536
+_IN_MEMORY_BYTES = 1_000_000  # a larger body goes to a temporary file
+_TRANSLATED = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
+_VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """What one download may take. `timeout_s` is the total of an attempt, from the connection to the last byte."""
+    """Limits of one download. `timeout_s` is the total of an attempt, from the connection to the last byte."""
 
     timeout_s: float
     attempts: int
@@ -39,10 +41,18 @@ class DownloadLimits:
     respect_noai: bool
 
 
+class _AgainError(Exception):
+    """An attempt failed with `error`, and another may succeed; the server asked to wait `wait_s` before it."""
+
+    def __init__(self, error: ImageError, wait_s: float = 0) -> None:
+        super().__init__(error)
+        self.error, self.wait_s = error, wait_s
+
+
 def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
     """The body at an http(s), data: or file: URL or a plain path, open at its start; the caller closes it.
 
-    Raises ImageError, and nothing else for anything that a list or a server can hold.
+    Raises ImageError, and nothing else, whatever the list or the server contains.
     """
     scheme = urls.scheme_of(url)
     if scheme == "data":
@@ -75,7 +85,7 @@ def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
     for number in range(1, limits.attempts + 1):
         try:
             return _attempt(url, limits)
-        except AgainError as again:
+        except _AgainError as again:
             if number == limits.attempts:
                 raise again.error from None
             backoff = _BACKOFF_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)
@@ -88,56 +98,115 @@ def _wait(seconds: float) -> None:
 
 
 def _attempt(url: str, limits: DownloadLimits) -> BinaryIO:
-    """One try, redirects included, within the deadline. Raises AgainError or ImageError."""
-    attempt = network.Attempt(time.monotonic() + limits.timeout_s, limits.allow_local)
+    """One attempt, redirects included, within the deadline. Raises _AgainError or ImageError."""
+    attempt = guard.Attempt(time.monotonic() + limits.timeout_s, limits.allow_local)
     body = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES))
     try:
         with _follow(url, attempt) as response:
-            responses.check_status(response)
+            _check_status(response)
             if limits.respect_noai:
-                responses.check_robots(response)
-            for chunk in responses.chunks(response, attempt, limits.max_bytes):
+                _check_robots(response)
+            for chunk in _chunks(response, attempt, limits.max_bytes):
                 body.write(chunk)
         body.seek(0)
         return body
     except BaseException as error:
         body.close()
-        if isinstance(error, (OSError, ValueError, HTTPException, urllib3.exceptions.HTTPError, zlib.error)):
+        if isinstance(
+            error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
+        ):
             raise _translated(error, attempt, limits.timeout_s) from None
         raise
 
 
-def _translated(error: Exception, attempt: network.Attempt, timeout_s: float) -> Exception:
-    """What the libraries raised (requests' errors are OSErrors), as an outcome."""
+def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> Exception:
+    """The outcome for an exception of the libraries (requests' exceptions are OSErrors)."""
     root = _root(error)
     text = getattr(root, "strerror", None) or str(root).strip() or type(root).__name__
-    text = "".join(
-        character if character.isprintable() else "?" for character in text[:300]
-    )  # a server may have its say
+    text = "".join(c if c.isprintable() else "?" for c in text[:300])  # it may quote the server
     if isinstance(root, TimeoutError) or time.monotonic() >= attempt.deadline:
-        return AgainError(ImageError("timeout", f"not complete after {timeout_s:g} s"))
+        return _AgainError(ImageError("timeout", f"not complete after {timeout_s:g} s"))
     if isinstance(error, requests.exceptions.ContentDecodingError):
         return ImageError("bad_image", f"content encoding: {text}")
     if isinstance(error, (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)):
         return ImageError("connection", f"proxy: {text}")  # a SOCKS proxy needs PySocks
     if isinstance(error, (UnicodeError, requests.exceptions.InvalidURL)):  # a name that DNS cannot hold
         return ImageError("bad_url", text)
-    return AgainError(ImageError("connection", text))
+    return _AgainError(ImageError("connection", text))
 
 
 def _root(error: BaseException) -> BaseException:
-    """The error inside: those around it only repeat it, with addresses of objects."""
+    """The innermost error: those around it repeat it and add addresses of objects."""
     inner = [error for error in (getattr(error, "reason", None), *error.args) if isinstance(error, BaseException)]
     return _root(inner[0]) if inner else error
 
 
-def _follow(url: str, attempt: network.Attempt) -> requests.Response:
+# --- what a response says ---------------------------------------------------------------------------------------------
+def _follow(url: str, attempt: guard.Attempt) -> requests.Response:
     """The response at the end of the redirects; the caller closes it."""
-    network.forget_cookies()
+    guard.forget_cookies()
     for _ in range(_MAX_REDIRECTS + 1):
-        response = network.get(url, attempt)
+        response = guard.get(url, attempt)
         if response.status_code not in (301, 302, 303, 307, 308):
             return response
         response.close()
-        url = responses.target(url, response)
+        url = _redirect_target(url, response)
     raise ImageError("bad_redirect", f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _redirect_target(url: str, response: requests.Response) -> str:
+    location = response.headers.get("Location", "")
+    if not location:
+        raise ImageError("bad_redirect", f"{response.status_code} without a Location")
+    try:
+        joined = urllib.parse.urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
+        if urls.scheme_of(joined) not in ("http", "https"):
+            raise ValueError("not http or https")
+        return urls.http_url(joined)
+    except (ValueError, ImageError) as error:
+        raise ImageError("bad_redirect", f"to {location[:200]!a}: {getattr(error, 'detail', error)}") from None
+
+
+def _check_status(response: requests.Response) -> None:
+    """Raises ImageError unless the status is a success, or _AgainError if another attempt may succeed."""
+    status = response.status_code
+    if 200 <= status < 300:
+        return
+    error = ImageError("http_status", f"{status} {http.client.responses.get(status, '')}".strip())
+    if status == 429:
+        error = ImageError("rate_limited", error.detail)
+    elif not 500 <= status < 600:
+        raise error
+    try:
+        wait_s = Retry(retry_after_max=10**9).parse_retry_after(response.headers.get("Retry-After", "0"))
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        wait_s = 0
+    if wait_s > _MAX_RETRY_AFTER_S:
+        raise ImageError("rate_limited", f"{error.detail}, asked to wait {wait_s:.0f} s")
+    raise _AgainError(error, wait_s)
+
+
+def _check_robots(response: requests.Response) -> None:
+    """Raises ImageError("opted_out") for X-Robots-Tag noai or noimageai, addressed to all or to us."""
+    for line in response.raw.headers.getlist("X-Robots-Tag"):
+        agent = "*"
+        for directive in line.lower().split(","):
+            name, colon, rest = directive.partition(":")
+            if colon and name.strip() not in _VALUED_DIRECTIVES:
+                agent, directive = name.strip(), rest
+            if directive.strip() in ("noai", "noimageai") and agent in ("*", "retrieval_ann"):
+                raise ImageError("opted_out", f"X-Robots-Tag: {line[:200]!a}")
+
+
+def _chunks(response: requests.Response, attempt: guard.Attempt, max_bytes: int) -> Iterator[bytes]:
+    """The decoded body in pieces. Raises ImageError("too_large") for the declared or the actual size."""
+    declared = response.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared[:19]) > max_bytes:
+        raise ImageError("too_large", f"{declared[:19]} bytes declared")
+    size = 0
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        attempt.remaining_s()  # a fast endless stream never waits, so no read of it times out
+        size += len(chunk)
+        if size > max_bytes:
+            raise ImageError("too_large", f"more than {max_bytes} bytes")
+        yield chunk

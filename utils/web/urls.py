@@ -1,4 +1,4 @@
-"""What a list may hold in place of a URL, read as a browser would: http(s), data:, file: and plain paths."""
+"""Read the url field of a list as browsers do: http(s), data: and file: URLs, and plain paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 import requests
 
 from utils.errors import ImageError
-from utils.web.addresses import literal_scope
+from utils.web.guard import literal_scope
 
 _MAX_LENGTH = 65_536  # of an http(s) URL; servers stop at 8 to 16 thousand
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: "C:" is a drive
@@ -27,7 +27,7 @@ def scheme_of(url: str) -> str:
 
 
 def http_url(url: str) -> str:
-    """An http(s) URL as it is requested: ASCII, escaped, without fragment. Raises ImageError("bad_url")."""
+    """The http(s) URL to request: ASCII, escaped, without fragment. Raises ImageError("bad_url")."""
     cleaned = _trim(url)
     if len(cleaned) > _MAX_LENGTH:
         raise ImageError("bad_url", f"{len(cleaned)} characters long")
@@ -46,10 +46,10 @@ def http_url(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether the list itself names this machine or a private network: file://, a plain path, localhost, a loopback or
-    private address. Looks nothing up; what is refused in any case (link-local ...) is not local."""
+    """Whether a URL names this machine or a private network: file://, a plain path, localhost, a loopback or private
+    address. Asks no name server. Addresses that are always refused (link-local ...) are not local."""
     if (named := _NAMED_HOST.match(url)) and named[1].lower() not in ("localhost", "localdomain"):
-        return False  # nearly all of a list, and a hundred times faster
+        return False  # nearly every URL of a list; a hundred times faster
     scheme = scheme_of(url)
     if scheme not in ("http", "https"):
         return scheme == "file" or (scheme == "" and bool(url.strip()) and not url.startswith("//"))
@@ -60,12 +60,12 @@ def is_local(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL that http_url has returned."""
+    """The host of a URL that http_url returned."""
     return urllib.parse.urlsplit(url).hostname or ""
 
 
-def turn_of(url: str) -> str:
-    """Whose turn a URL of a list, whatever it is, takes among hosts: its host's, or "" where none would be asked."""
+def queue_host(url: str) -> str:
+    """The host used for fair scheduling; "" if no host is contacted."""
     try:
         return host_of(url)
     except ValueError:
@@ -73,7 +73,7 @@ def turn_of(url: str) -> str:
 
 
 def local_path(url: str) -> Path:
-    """The file that a file: URL or a plain path names. Raises ImageError("bad_url")."""
+    """The path of a file: URL or of a plain path. Raises ImageError("bad_url")."""
     if scheme_of(url) != "file":
         if url.startswith("//") or not url.strip():
             raise ImageError("bad_url", "no scheme" if url.strip() else "empty")
@@ -88,11 +88,11 @@ def local_path(url: str) -> Path:
 
 
 def data_bytes(url: str, max_bytes: int) -> bytes:
-    """The bytes that a data: URL holds. Raises ImageError("bad_url" or "too_large")."""
+    """The bytes inside a data: URL. Raises ImageError("bad_url" or "too_large")."""
     head, comma, data = _trim(url).partition(",")
     if not comma:
         raise ImageError("bad_url", "a data: URL without a comma")
-    if len(data) > 4 * max_bytes:  # more than base64 or escapes can need
+    if len(data) > 4 * max_bytes:  # more than base64 or escapes need
         raise ImageError("too_large", f"more than {max_bytes} bytes")
     raw = urllib.parse.unquote_to_bytes(data.partition("#")[0])
     try:

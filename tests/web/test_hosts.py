@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.web.host_queue import HostQueue
+from utils.web.hosts import HostQueue
 
 
 def test_the_host_with_the_fewest_in_flight_comes_first():

@@ -1,4 +1,4 @@
-"""utils/web/network.py, connections.py and addresses.py: where a request may go, by which way, and for how long."""
+"""utils/web/guard.py: which addresses a request may reach, through which proxy, and for how long."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 
 from tests.faults.fault_server import CERTIFICATE, FaultServer
 from utils.errors import ImageError
-from utils.web import connections, network, responses
-from utils.web.addresses import literal_scope, scope
-from utils.web.download import DownloadLimits, behind_proxy, fetch
+from utils.web.download import DownloadLimits, fetch
+from utils.web.guard import behind_proxy, literal_scope, scope
 
 PUBLIC_IP = "93.184.215.14"  # no test connects to it: patched_net stands in between
 OPEN = DownloadLimits(timeout_s=1.0, attempts=1, max_bytes=1_000_000, allow_local=True, respect_noai=True)
@@ -37,7 +36,6 @@ def clean_environment(monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(network, "_thread", threading.local())  # no connection kept from another test
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def faked_public(monkeypatch):
             def getpeername(self):
                 return (peer if self.asked == PUBLIC_IP else self.asked, 80)
 
-        monkeypatch.setattr(connections.socket, "socket", Socket)
+        monkeypatch.setattr(socket, "socket", Socket)
 
     return fake
 
@@ -89,6 +87,15 @@ def reason(url: str, limits: DownloadLimits = SHUT) -> str:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
+FORBIDDEN = (
+    *("169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254"),
+    *("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "0.0.0.0", "0.1.2.3"),
+    *("::", "224.0.0.1", "ff02::1", "240.0.0.1", "255.255.255.255"),
+    *("198.18.0.1", "203.0.113.1", "2001:db8::1", "2001::1", "4000::1"),
+    *("::7f00:1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "64:ff9b:1::1"),
+)
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -96,14 +103,17 @@ def reason(url: str, limits: DownloadLimits = SHUT) -> str:
         *[(address, "private") for address in ("127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1")],
         *[(address, "private") for address in ("100.64.0.1", "::1", "fd12::1", "fec0::1", "::ffff:127.0.0.1")],
         *[(address, "private") for address in ("64:ff9b::7f00:1", "2002:7f00:1::")],
-        *[(address, "never") for address in ("169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254")],
-        *[(address, "never") for address in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "0.0.0.0", "0.1.2.3")],
-        *[(address, "never") for address in ("::", "224.0.0.1", "ff02::1", "240.0.0.1", "255.255.255.255")],
-        *[(address, "never") for address in ("198.18.0.1", "203.0.113.1", "2001:db8::1", "2001::1", "4000::1")],
-        *[(address, "never") for address in ("::7f00:1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "64:ff9b:1::1")],
+        *[
+            (address, "forbidden")
+            for address in ("169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254")
+        ],
+        *[
+            (address, "forbidden")
+            for address in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "0.0.0.0", "0.1.2.3")
+        ],
     ],
 )
-def test_addresses_are_public_private_or_never(address, expected):
+def test_addresses_are_public_private_or_forbidden(address, expected):
     assert scope(address) == expected
 
 
@@ -159,18 +169,18 @@ def test_the_address_of_the_connected_socket_decides_before_a_byte_is_sent(serve
     assert len(server.requests) == requests
 
 
-def test_a_public_server_cannot_redirect_to_a_local_one_even_if_local_is_allowed(names, faked_public, monkeypatch):
+def test_a_public_server_cannot_redirect_to_a_local_one_even_if_local_is_allowed(names, faked_public):
     with FaultServer() as server:
         faked_public(PUBLIC_IP)
         names["photos.example"] = [[PUBLIC_IP]]
         url = f"http://photos.example:{server.port}/redirect_once"
         assert reason(url, OPEN) == "fetched"  # public to public
         hits = server.hits["ok"]
-        local = f"http://127.0.0.1:{server.port}/ok"
-        monkeypatch.setattr(responses, "target", lambda url, response: local)
+        url = f"http://photos.example:{server.port}/redirect_to_location"
+        server.location = f"http://127.0.0.1:{server.port}/ok"
         assert reason(url, OPEN) == "blocked_address"
         names["inside.example"] = [["127.0.0.1"]]
-        local = f"http://inside.example:{server.port}/ok"
+        server.location = f"http://inside.example:{server.port}/ok"
         assert reason(url, OPEN) == "blocked_address"
         assert server.hits["ok"] == hits
 
@@ -197,7 +207,6 @@ def test_a_connection_kept_open_obeys_the_rules_of_the_next_request(names):
         url = f"http://photos.example:{server.server_address[1]}/"
         assert [reason(url, OPEN), reason(url, OPEN), reason(url, SHUT)] == ["fetched", "fetched", "blocked_address"]
         assert len(Handler.connections) == 1
-        network._session().close()
         server.shutdown()
 
 
@@ -225,8 +234,8 @@ def test_all_proxy_works_and_https_goes_through_its_tunnel(server, monkeypatch):
 
 def test_a_redirect_behind_a_proxy_to_a_local_literal_is_refused(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
-    monkeypatch.setattr(responses, "target", lambda url, response: "http://127.0.0.1/ok")
-    assert reason("http://photos.example/redirect_once", OPEN) == "blocked_address"
+    server.location = "http://127.0.0.1/ok"
+    assert reason("http://photos.example/redirect_to_location", OPEN) == "blocked_address"
 
 
 def test_a_proxy_that_cannot_be_used_is_no_fault_of_the_url(monkeypatch):
