@@ -20,7 +20,7 @@ import numpy as np
 import config
 from utils import cli
 from utils.embedding import ray_run, run, weights
-from utils.embedding.plan import Plan
+from utils.embedding.run import Plan
 from utils.errors import UserError
 from utils.images.cache import ImageCache
 from utils.items.formatted import to_metadata

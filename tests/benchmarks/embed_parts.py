@@ -40,7 +40,7 @@ def forward(model: tuple[str, str], precision: str, n_batches: int) -> dict[str,
 
     from utils.embedding import encoder as encoders
 
-    encoder = encoders.load(*model, precision=precision, settled=precision)
+    encoder = encoders.load(*model, precision=precision, checked=precision)
     size = BATCH if encoder.device.type == "cpu" else 256
     pixels = np.random.default_rng(0).integers(0, 256, (size, *encoder.preprocess.size, 3), np.uint8)
     images = encoder._prepare(pixels).to(next(encoder._model.parameters()).dtype)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_list_that_breaks_on_the_way_is_raised_where_results_are_read():
 
     with Fetcher(jobs(), settings_of(), 1, 0, 10, play) as fetcher, pytest.raises(UserError, match="line 2"):
         list(fetcher)
+
+
+def test_jobs_may_come_later_too():
+    later: queue.SimpleQueue[Job] = queue.SimpleQueue()
+
+    def jobs():
+        yield jobs_of(["http://h/ok"])[0]
+        while later.empty():
+            yield None
+        yield later.get()
+
+    with Fetcher(jobs(), settings_of(), 1, 0, 10, play) as fetcher:
+        results = iter(fetcher)
+        assert next(results).job.key == 0
+        later.put(jobs_of(["http://h/ok"] * 2)[1])
+        fetcher.wake()
+        assert [result.job.key for result in results] == [1]
 
 
 def test_no_job_is_begun_while_enough_results_wait():

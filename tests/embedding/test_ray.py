@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.support.servers import PhotoServer
 from utils.embedding import ray_actor
 from utils.embedding.fetcher import Fetcher
-from utils.embedding.plan import Plan
+from utils.embedding.run import Plan
 from utils.errors import UserError
 from utils.store import collection
 from utils.web.download import DownloadLimits

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 from tests.conftest import ROOT
 from tests.support.offline_model import WEIGHTS_NAME
@@ -16,7 +17,7 @@ LOCATE = "weights.locate('hf-hub:ORG/NAME', '')"
 
 
 def in_process_of_its_own(call, environment):
-    code = f"from utils import cli, weights; cli.run(lambda: {call} and 0)"
+    code = f"from utils import cli; from utils.embedding import encoder, weights; cli.run(lambda: {call} and 0)"
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -77,6 +78,38 @@ def test_hub_out_of_reach_is_one_line_within_reasonable_time(fake_hub, tmp_path)
         {**fake_hub(never_served, "hang").environment(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
         {"HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"},
         {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        {"HF_ENDPOINT": "http://no-such-name.invalid", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"},
     ]
-    for trouble in troubles:
-        assert "weights of ORG/NAME cannot be fetched" in assert_one_line(in_process_of_its_own(LOCATE, trouble))
+    faults = ["503", "stopped answering", "refuses connections", "HF_HUB_OFFLINE is set", "does not resolve"]
+    for trouble, fault in zip(troubles, faults, strict=True):
+        line = assert_one_line(in_process_of_its_own(LOCATE, trouble))
+        assert "weights of ORG/NAME cannot be fetched" in line and fault in line
+
+
+def test_a_download_that_stalls_ends_though_another_model_s_goes_on(fake_hub, offline_model_path, tmp_path):
+    other = tmp_path / "hf/hub/models--OTHER--NAME/blobs/0.incomplete"
+    other.parent.mkdir(parents=True)
+    ended = threading.Event()
+
+    def download_another():
+        while not ended.wait(0.05):
+            with other.open("ab") as file:
+                file.write(b"more")
+
+    thread = threading.Thread(target=download_another)
+    thread.start()
+    try:
+        hub = fake_hub(offline_model_path / WEIGHTS_NAME, "stall")
+        environment = {**hub.environment(tmp_path / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+        line = assert_one_line(in_process_of_its_own(FETCH, environment))
+    finally:
+        ended.set()
+        thread.join()
+    assert "stopped answering" in line
+
+
+def test_weights_come_over_plain_http_whose_time_is_limited(offline_model_name, tmp_path):
+    load = f"encoder.load({offline_model_name!r}, '', 'cpu', 'fp32')"
+    state = "print(__import__('huggingface_hub').constants.HF_HUB_DISABLE_XET)"
+    done = in_process_of_its_own(f"({load}, {state})[1]", {"HF_HOME": str(tmp_path)})
+    assert done.stdout == "True\n", done.stderr

@@ -17,7 +17,7 @@ class LightEncoder:
     def take_share(self) -> None:
         pass
 
-    def settle_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
+    def check_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
         pass
 
     def encode_each(self, pixels: np.ndarray) -> np.ndarray:

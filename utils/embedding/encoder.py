@@ -1,4 +1,4 @@
-"""The CLIP model in memory: images, or a text, into unit vectors."""
+"""The CLIP model in memory: unit vectors of images, or of a text."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from utils.log import LOG
 if TYPE_CHECKING:
     import torch
 
-# Batches in the model at once on a CPU of several cores, each with its share of them. One batch on all of them waits at
-# every layer for the slowest, and beside download processes one always is: two streams give 1.2 to 1.4 times as many
-# images/s (ViT-B/32, fp32, two cores; the neighbor busy or not).
+# Batches in the model at once on a CPU with several cores, each with its share of the cores. A batch on all cores waits
+# at every layer for the slowest one, and download processes always slow one: two streams give 1.2 to 1.4 times the
+# images/s (ViT-B/32, fp32, two cores, other processes busy or not).
 CPU_STREAMS = 2
-# Images that go through a convolutional tower at once on a CPU: the layers of eight stay in its caches, those of more
-# come from memory (EfficientNet-Lite0, fp32, one thread: 33 ms an image, 42 in a batch of 32).
+# Images at once in a convolutional tower on a CPU: the activations of eight fit its caches (EfficientNet-Lite0, fp32,
+# one thread: 33 ms per image, 42 in a batch of 32).
 CPU_CONVOLVED = 8
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# What a lower precision must reach on every image of a first batch, against fp32: ViT-B/32 in bf16 stays above 0.9999
-# on real photos, while EfficientNet-Lite0 falls to 0.993.
+# Cosine to fp32 that a lower precision must reach on every image of a first batch: on real photos bf16 keeps ViT-B/32
+# above 0.9999, and EfficientNet-Lite0 falls to 0.993.
 MIN_COSINE = 0.999
-_NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; they may go, and fp32 is safe
+_NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; without them fp32 is used
+_GRAY = 128  # of an image that every working model can encode
 
 
 class Encoder:
-    """A loaded model. `dimension` and `preprocess` are the model's, `precision` is what it runs in.
+    """A loaded model, its `dimension`, its `preprocess` and the `precision` that it runs in.
 
-    `streams` threads may encode at once, and do it best so; each calls take_share() first.
+    `streams` threads should encode at once; each calls take_share() first.
     """
 
-    def __init__(self, model: Any, model_name: str, device: torch.device, precision: str, is_settled: bool) -> None:
+    def __init__(self, model: Any, model_name: str, device: torch.device, precision: str, is_checked: bool) -> None:
         import torch
 
         config = model.visual.preprocess_cfg
@@ -54,13 +55,13 @@ class Encoder:
         self.streams = min(CPU_STREAMS, self._n_cores)
         self.dimension = 0  # known after the first forward pass
         self._model_name = model_name
-        # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU); a ViT's one patch layer does not care.
+        # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU); a ViT, with one patch layer, does not.
         is_convolutional = sum(isinstance(layer, torch.nn.Conv2d) for layer in model.visual.modules()) > 1
         self._layout = torch.channels_last if is_convolutional else torch.contiguous_format
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
-        # Kept until the first batch has shown whether the lower precision stays true to it.
-        self._settling = threading.Lock()
-        self._reference = None if is_settled or precision == "fp32" else model
+        # The fp32 model, kept until a first batch has shown whether the lower precision is accurate enough.
+        self._checking = threading.Lock()
+        self._reference = None if is_checked or precision == "fp32" else model
         model = model if self._reference is None else copy.deepcopy(model)
         self._model = model.to(device, _dtypes()[precision], memory_format=self._layout)
         self._scale = [
@@ -75,28 +76,54 @@ class Encoder:
             torch.set_num_threads(self._n_cores // self.streams)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """(B, H, W, 3) uint8 -> (B, D) float32, L2-normalized. Out of GPU memory halves the batch, and says so."""
+        """(B, H, W, 3) uint8 -> (B, D) float32, L2-normalized. Halves a batch that the GPU has no memory for."""
         n = self._at_once or len(pixels)
         parts = [self._encode(self._model, pixels[start : start + n]) for start in range(0, len(pixels), n)]
         return np.concatenate(parts)
 
     def encode_each(self, pixels: np.ndarray) -> np.ndarray:
-        """encode(), in which an image that the model fails on costs itself only: its vector is NaN."""
+        """encode(), with NaN as the vector of each image that the model fails on.
+
+        Only images that fail alone, on a device that still encodes a gray image, count as failing. Raises UserError
+        for any other failure: no image is at fault when the device is gone, its memory full or the model broken.
+        """
         try:
-            return self.encode(pixels)
+            vectors = self.encode(pixels)
         except RuntimeError as error:
             LOG.debug("a forward pass of %d images failed: %s", len(pixels), error)
-        if len(pixels) == 1:
-            return np.full((1, self.dimension or 1), np.nan, np.float32)
-        each = [self.encode_each(one[None]) for one in pixels]
-        return np.concatenate([np.broadcast_to(vector, (1, self.dimension or 1)) for vector in each])
+            alone = [self._encode_alone(one[None]) for one in pixels]
+            dimension = max(len(vector) for vector in alone)
+            vectors = np.stack([np.broadcast_to(vector, dimension) for vector in alone])
+        if not np.isfinite(vectors).all():
+            self._check_health(pixels[:1])
+        return vectors
 
-    def settle_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
-        """Hold the lower precision against fp32 on a first batch, once. If it is not true enough, fall back and say so.
+    def _encode_alone(self, pixels: np.ndarray) -> np.ndarray:
+        """The vector (D,) of one image, or (1,) NaN."""
+        try:
+            return self.encode(pixels)[0]
+        except RuntimeError:
+            return np.full(1, np.nan, np.float32)
 
-        Raises UserError instead where the user asked for that precision.
+    def _check_health(self, like: np.ndarray) -> None:
+        """Raises UserError unless a gray image, shaped like the given (1, H, W, 3), is encoded."""
+        try:
+            if np.isfinite(self.encode(np.full_like(like, _GRAY))).all():
+                return
+            fault = "its vectors hold no numbers"
+        except RuntimeError as error:
+            fault = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"the model no longer works on {self.device}: {fault}; check the device and its free memory, then run "
+            "again: everything stored so far is safe"
+        )
+
+    def check_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
+        """Compare a lower precision with fp32 on a first batch, once; fall back to fp32 if it is not accurate enough.
+
+        Raises UserError instead of falling back if the user chose that precision.
         """
-        with self._settling:
+        with self._checking:
             if self._reference is not None:
                 self._compare(self._reference, pixels, may_fall_back)
             self._reference = None
@@ -104,20 +131,21 @@ class Encoder:
     def _compare(self, reference: Any, pixels: np.ndarray, may_fall_back: bool) -> None:
         exact = self._encode(reference.to(self.device, memory_format=self._layout), pixels)
         worst = float((exact * self.encode(pixels)).sum(axis=1).min())
-        if not worst >= MIN_COSINE:  # NaN too
-            finding = f"{self.precision} moves vectors of this model to cosine {worst:.4f} of fp32's"
-            if not may_fall_back:
-                raise UserError(f"{finding}, below {MIN_COSINE}; use --precision fp32 or auto")
-            LOG.info("%s, below %s: fp32 is used", finding, MIN_COSINE)
-            self._model, self.precision = reference, "fp32"
+        if worst >= MIN_COSINE:  # False for NaN
+            return
+        finding = f"{self.precision} is not accurate enough for this model (cosine {worst:.4f} to fp32"
+        if not may_fall_back:
+            raise UserError(f"{finding}, {MIN_COSINE} is required); use --precision fp32 or auto")
+        LOG.info("using fp32: %s)", finding)
+        self._model, self.precision = reference, "fp32"
 
     def encode_text(self, prompt: str) -> np.ndarray:
-        """The prompt's embedding, (D,) float32, L2-normalized. Raises UserError for a model without a text tower."""
+        """The embedding (D,) float32 of a prompt, L2-normalized. Raises UserError for an image-only model."""
         import open_clip
         import torch
 
         if weights.is_image_only(self._model_name):
-            raise UserError(f"{self._model_name} is image-only: its text tower means nothing; use another sampler")
+            raise UserError(f"{self._model_name} is image-only: it cannot embed a text; use another sampler")
         tokens = open_clip.get_tokenizer(self._model_name)([prompt]).to(self.device)
         with torch.inference_mode():
             vector = self._model.encode_text(tokens).float()
@@ -131,7 +159,7 @@ class Encoder:
         except torch.OutOfMemoryError:
             if len(pixels) == 1:
                 raise
-            LOG.warning("out of GPU memory with %d images at once; lower BATCH_SIZE. Halving it here", len(pixels))
+            LOG.warning("out of GPU memory with %d images at once; lower BATCH_SIZE. Trying half of them", len(pixels))
         torch.cuda.empty_cache()
         half = len(pixels) // 2
         return np.concatenate([self._encode(model, pixels[:half]), self._encode(model, pixels[half:])])
@@ -150,21 +178,22 @@ class Encoder:
         import torch
 
         host = torch.from_numpy(pixels)
-        on_gpu = self.device.type == "cuda"  # bytes travel there, a quarter of what floats are
+        on_gpu = self.device.type == "cuda"  # bytes are sent, a quarter of the size of floats
         batch = (host.pin_memory() if on_gpu else host).to(self.device, non_blocking=on_gpu)
         mean, std = self._scale
-        # One copy that changes type and layout, the rest in place: half the time of doing one after another.
+        # One copy changes type and layout, the rest is in place: half the time of separate steps.
         return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout).sub_(mean).div_(std)
 
 
-def load(model_name: str, pretrained: str, device: str = "auto", precision: str = "auto", settled: str = "") -> Encoder:
-    """Load a model with its trained weights; `settled` is the precision that its collection has been found to bear.
+def load(model_name: str, pretrained: str, device: str = "auto", precision: str = "auto", checked: str = "") -> Encoder:
+    """Load a model with its trained weights. `checked`: the precision already found accurate, "" for none.
 
-    Raises UserError for unknown names, missing or damaged weights, a hub out of reach, an unknown device or precision.
+    Raises UserError for unknown names, missing or damaged weights, an unreachable hub, unknown device or precision.
     """
-    # torch's threads then sleep while they wait for each other, which leaves the core to the download processes: on a
-    # busy machine 0.11 instead of 0.15 CPU s an image (ViT-B/32, fp32, two cores). Read when torch is imported.
+    # Both are read at import. Sleeping threads leave the core to the download processes: 0.11 instead of 0.15 CPU s per
+    # image on a busy machine (ViT-B/32, fp32, two cores). Plain HTTP keeps the hub's timeouts, which XET has not.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import open_clip
     import torch
 
@@ -179,13 +208,13 @@ def load(model_name: str, pretrained: str, device: str = "auto", precision: str 
             name, pretrained=checkpoint, require_pretrained=True, weights_only=True, **options
         )
     model.eval().requires_grad_(False)
-    fastest = "fp32" if settled == "fp32" else fastest_precision(target)
+    fastest = "fp32" if checked == "fp32" else fastest_precision(target)
     chosen = fastest if precision == "auto" else precision
-    return Encoder(model, model_name, torch.device(target), chosen, is_settled=chosen == settled)
+    return Encoder(model, model_name, torch.device(target), chosen, is_checked=chosen == checked)
 
 
 def fastest_precision(device: str) -> str:
-    """The fastest precision that the hardware has: bf16 where native (3.5 x fp32 on such CPUs), else fp16 on CUDA."""
+    """The hardware's fastest precision: bf16 where native (3.5 x fp32 on such CPUs), else fp16 on CUDA."""
     import torch
 
     if device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""What a worker process of the fetcher does: many threads that download, one image at a time in the decoder."""
+"""A worker process of the fetcher: many threads download, and one image at a time is decoded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """What every worker needs; it is pickled to them."""
+    """Settings of every worker, pickled to it."""
 
     limits: DownloadLimits
     max_pixels: int
@@ -46,7 +46,7 @@ class FetchSettings:
 def load_pixels(
     job: Job, settings: FetchSettings, cache: ImageCache, decoding: contextlib.AbstractContextManager[None]
 ) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an image, from the cache or else the web, which then fills the cache.
+    """Pixels (H, W, 3) uint8 of an image, from the cache or else from its url, and then cached.
 
     `decoding` is a context held while bytes are decoded. Raises ImageError.
     """
@@ -71,13 +71,14 @@ Load = Callable[[Job, FetchSettings, ImageCache, contextlib.AbstractContextManag
 def work(
     pipe: Connection, load: Load, settings: FetchSettings, n_threads: int, decoding: Any, cache_bytes: Any
 ) -> None:
+    """Run `load` on each job from the pipe until the parent ends; `decoding` shows which image is being decoded."""
     ignore(signal.SIGINT)  # the parent decides
     cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     sending, decoder = threading.Lock(), threading.Lock()
 
     @contextlib.contextmanager
-    def blamed(key: int) -> Iterator[None]:
+    def marking_decode(key: int) -> Iterator[None]:
         with decoder:
             decoding.value = key
             try:
@@ -89,12 +90,12 @@ def work(
         while True:
             job, pixels, failure = jobs.get(), NO_PIXELS, None
             try:
-                pixels = load(job, settings, cache, blamed(job.key))
+                pixels = load(job, settings, cache, marking_decode(job.key))
             except ImageError as error:
                 failure = error
-            except Exception as error:  # whatever it is, it is this image's
+            except Exception as error:  # whatever it is, this image raised it
                 failure = ImageError("bad_image", f"{type(error).__name__}: {error}")
-            with sending, contextlib.suppress(OSError):  # the parent is gone, and so are we in a moment
+            with sending, contextlib.suppress(OSError):  # the parent has ended, and this process ends in a moment
                 pipe.send((job.key, pixels, failure, cache.full))
 
     for _ in range(n_threads):
@@ -102,4 +103,4 @@ def work(
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             jobs.put(pipe.recv())
-    os._exit(0)  # the parent is gone: threads in downloads are not waited for
+    os._exit(0)  # the parent has ended: do not wait for downloads

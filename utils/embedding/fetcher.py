@@ -1,15 +1,14 @@
-"""Worker processes that turn urls into pixels, so that the model never waits and no image can take the run down.
+"""Worker processes that turn urls into pixels, so that the model never waits and no image ends the run.
 
-Why processes: requests costs 3 ms of CPU an image and holds the GIL, which one process with 64 threads shares with
-what feeds the model; a decoder that crashes or hangs then costs one image. Each process has many threads that
-download, and one image at a time in its decoder, the one it is blamed for if it dies.
+Processes, not threads: requests costs 3 ms of CPU per image and holds the GIL, which downloads would share with the
+thread that feeds the model; and a decoder that crashes or hangs costs one image. Each process has many threads that
+download and decodes one image at a time: the one that fails if the process dies.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import os
 import queue
 import signal
@@ -29,14 +28,14 @@ from utils.log import LOG
 from utils.web.hosts import HostQueue
 from utils.web.urls import queue_host
 
-WINDOW = 16  # jobs a download thread that are looked at to find another host than a slow one's
-MAX_STILLBORN = 10  # workers in a row that die without a result: the machine's fault, not an image's
-MAX_DEATHS = 2  # of its worker with nothing in the decoder, after which an image in hand is given up
-MAX_DECODE_S = 60  # a decoder that needs longer hangs: 100 megapixels take ten seconds
+WINDOW = 16  # jobs per download thread that are searched for another host than a slow one
+MAX_FAILED_STARTS = 10  # workers in a row that die without a result: the machine's fault, not an image's
+MAX_DEATHS = 2  # deaths of its worker outside the decoder, after which an image fails
+MAX_DECODE_S = 60  # a decoder that takes longer hangs: 100 megapixels take ten seconds
 
 
 class Result(NamedTuple):
-    """`pixels` (H, W, 3) uint8, or the `error` for which there are none (they are empty then)."""
+    """`pixels` (H, W, 3) uint8, or the `error` and no pixels."""
 
     job: Job
     pixels: np.ndarray
@@ -44,38 +43,36 @@ class Result(NamedTuple):
 
 
 class Fetcher:
-    """Worker processes that work off `jobs`; iterate over it for the results, in the order in which they come.
+    """Worker processes that fetch `jobs`; iterate over it for the results, in the order in which they arrive.
 
-    Bounded: a thread downloads one body (up to 1 MB of it in memory), and no job is begun while `n_ready` results wait
-    to be taken. Use it as a context: leaving it ends the workers. `load` is what a worker does with a job, pickled.
-    With `stays_open` its results never end, and add() brings more jobs.
+    `jobs` yields None while it has none; wake() says that it has some again. Bounded: each thread downloads one body
+    (up to 1 MB of it in memory), and no job begins while `n_ready` results wait. A context: leaving it ends the
+    workers. `load` is a worker's function for a job, pickled.
     """
 
     def __init__(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[Job | None],
         settings: FetchSettings,
         n_threads: int,
         per_host: int,
         n_ready: int,
         load: Load = load_pixels,
         n_cpus: int = 0,
-        stays_open: bool = False,
     ) -> None:
         self._load, self._cache_full = load, ""
-        self._n_stillborn = 0  # workers in a row that died before they had done a thing
-        self._jobs, self._settings, self._stays_open = iter(jobs), settings, stays_open
-        self._added: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._n_failed_starts = 0  # workers in a row that died before their first result
+        self._jobs, self._has_more, self._settings = iter(jobs), True, settings
         n_workers = max(1, min(n_threads, (n_cpus or os.cpu_count() or 1) - 1))
         self._n_threads, self._n_ready = -(-n_threads // n_workers), n_ready
         self._window = WINDOW * self._n_threads * n_workers
         self._cache_bytes = processes.CONTEXT.Value("q", ImageCache(settings.cache_dir, 0).size()[1])
         self._waiting: HostQueue[Job] = HostQueue(per_host)
         self._deaths: collections.Counter[int] = collections.Counter()
-        self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, when seen)
+        self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, first seen)
         self._hung: set[int] = set()  # keys of images
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
-        self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)  # True: there are more jobs; False: stop
+        self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)  # True: there are jobs again; False: stop
         self._waking = threading.Lock()
         self._workers = [self._start() for _ in range(n_workers)]
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
@@ -84,19 +81,11 @@ class Fetcher:
         self._thread.start()
         return self
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """More jobs, from any thread."""
-        for job in jobs:
-            self._added.put(job)
-        with self._waking:
-            self._wake.send(True)
-
     def __exit__(self, *_error: object) -> None:
-        with self._waking:
-            self._wake.send(False)
+        self.wake(is_on=False)
         self._thread.join()
         for worker in self._workers:
-            worker.process.kill()  # it holds nothing that a kill could harm: the cache is written by renames
+            worker.process.kill()  # harmless: it writes to the cache by renames only
             worker.process.join()
 
     def __iter__(self) -> Iterator[Result]:
@@ -107,6 +96,11 @@ class Fetcher:
             if isinstance(result, BaseException):
                 raise result
             yield result
+
+    def wake(self, is_on: bool = True) -> None:
+        """Say, from any thread, that `jobs` has jobs again."""
+        with self._waking:
+            self._wake.send(is_on)
 
     def _start(self) -> _Worker:
         ours, theirs = processes.CONTEXT.Pipe()
@@ -126,7 +120,7 @@ class Fetcher:
         try:
             while self._feed():
                 by_pipe = {worker.pipe: worker for worker in self._workers}
-                # a worker that died leaves an end of file; woken now and then to see whether results were taken
+                # A dead worker's pipe is at its end of file. The timeout is for results that were taken meanwhile.
                 for ready in wait([*by_pipe, self._woken], timeout=0.05 if self._results.qsize() else 1):
                     if ready in by_pipe:
                         self._collect(by_pipe[ready])
@@ -134,35 +128,43 @@ class Fetcher:
                         return
                 self._end_hung()
             self._results.put(None)
-        except BaseException as error:  # to be raised where the results are read
+        except BaseException as error:  # raised where the results are read
             self._results.put(error)
 
     def _feed(self) -> bool:
         """Give jobs to workers with a free thread. False if nothing is left to do."""
         n_busy = sum(len(worker.jobs) for worker in self._workers)
-        while not self._added.empty():
-            job = self._added.get()
-            self._waiting.put(queue_host(job.url), job)
         while True:
-            for job in itertools.islice(self._jobs, max(0, self._window - len(self._waiting))):
-                self._waiting.put(queue_host(job.url), job)
+            self._pull()
             worker = min(self._workers, key=lambda worker: len(worker.jobs))
             has_room = len(worker.jobs) < self._n_threads and self._results.qsize() < self._n_ready
-            job_or_none = self._waiting.take() if has_room else None
-            if job_or_none is None:
-                return bool(n_busy or len(self._waiting)) or self._stays_open
-            worker.jobs[job_or_none.key] = job_or_none
+            job = self._waiting.take() if has_room else None
+            if job is None:
+                return bool(n_busy or len(self._waiting) or self._has_more)
+            worker.jobs[job.key] = job
             n_busy += 1
-            with contextlib.suppress(OSError):  # it died: its end of file is on the way
-                worker.pipe.send(job_or_none)
+            with contextlib.suppress(OSError):  # it died: _collect meets its end of file
+                worker.pipe.send(job)
+
+    def _pull(self) -> None:
+        """Take jobs from the list until WINDOW of them wait."""
+        while self._has_more and len(self._waiting) < self._window:
+            try:
+                job = next(self._jobs)
+            except StopIteration:
+                self._has_more = False
+                return
+            if job is None:
+                return
+            self._waiting.put(queue_host(job.url), job)
 
     def _collect(self, worker: _Worker) -> None:
         try:
             key, pixels, error, cache_full = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._replace(worker)
             return
-        self._n_stillborn = 0
+        self._n_failed_starts = 0
         if cache_full and not self._cache_full:
             self._cache_full = cache_full
             LOG.warning("the image cache takes no more: %s; embedding goes on", cache_full)
@@ -171,7 +173,7 @@ class Fetcher:
         self._results.put(Result(job, pixels, error))
 
     def _end_hung(self) -> None:
-        """Kill the workers whose decoder hangs; their end of file does the rest."""
+        """Kill workers whose decoder hangs; _collect meets their end of file."""
         now = time.monotonic()
         for worker in self._workers:
             pid, key = worker.process.pid, worker.decoding.value
@@ -182,23 +184,26 @@ class Fetcher:
                 self._hung.add(key)
                 worker.process.kill()
 
-    def _bury(self, worker: _Worker) -> None:
-        """Replace a worker that died. It costs the image in its decoder; the others in its hands are done again."""
+    def _replace(self, worker: _Worker) -> None:
+        """Replace a worker that died. The image in its decoder fails; its other jobs are done again."""
         worker.process.join()
-        blamed, how = worker.decoding.value, f"died ({worker.process.exitcode})"
-        if blamed in self._hung:
+        in_decoder, how = worker.decoding.value, f"died ({worker.process.exitcode})"
+        self._n_failed_starts += in_decoder < 0
+        if in_decoder in self._hung:
             how = f"took more than {MAX_DECODE_S} s"
-        elif worker.process.exitcode == -signal.SIGTERM:  # from outside: nobody's fault
-            blamed = -1
+        elif worker.process.exitcode == -signal.SIGTERM:  # killed from outside: no image's fault
+            in_decoder = -1
         self._decoding_since.pop(worker.process.pid, None)
-        self._n_stillborn += worker.decoding.value < 0
-        if self._n_stillborn > MAX_STILLBORN:
-            raise UserError(f"download processes end as soon as they start, the last with {worker.process.exitcode}")
+        if self._n_failed_starts > MAX_FAILED_STARTS:
+            raise UserError(
+                f"download processes end as soon as they start, the last with exit code {worker.process.exitcode}; "
+                "check free memory and the limits of this machine, then run again"
+            )
         self._workers[self._workers.index(worker)] = self._start()
         for key, job in worker.jobs.items():
             self._waiting.done(queue_host(job.url))
-            self._deaths[key] += blamed < 0
-            if key == blamed or self._deaths[key] > MAX_DEATHS:
+            self._deaths[key] += in_decoder < 0
+            if key == in_decoder or self._deaths[key] > MAX_DEATHS:
                 error = ImageError("bad_image", f"its decoder's process {how}")
                 self._results.put(Result(job, NO_PIXELS, error))
             else:

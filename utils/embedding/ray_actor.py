@@ -1,4 +1,4 @@
-"""What a Ray actor of embed.py does: the single process's fetcher and encoder, for a block of the list at a time."""
+"""A Ray actor of embed.py: the fetcher and the encoder of the local run, for one block of the list at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import numpy as np
 
 from utils.embedding.fetch_worker import FetchSettings, Job
 from utils.embedding.fetcher import Fetcher, Result
-from utils.embedding.plan import NO_NUMBERS, Plan, encode, facts
+from utils.embedding.run import NOT_ENCODED, Plan, batches, encode, facts
+from utils.errors import ImageError
 
-CALLS = 2  # blocks in an actor's hands: while one waits for its slowest download, the other keeps the model busy
+CALLS = 2  # blocks per actor: while one waits for its slowest download, the other keeps the model busy
 MAX_ROWS = 1 << 32  # of a block
 
 
 class Row(NamedTuple):
-    """An image to embed: `key` is the caller's, `metadata` JSON that comes back as it went."""
+    """An image to embed: `key` is the caller's, `metadata` JSON that comes back unchanged."""
 
     key: int
     id: str
@@ -33,7 +34,7 @@ class Row(NamedTuple):
 
 
 class Embedder:
-    """The single process's fetcher and encoder, for a block at a time; several threads may call it.
+    """Embeds blocks, pyarrow tables with the columns of Row; CALLS threads may call it at once.
 
     It has `n_cpus` cores, and relative paths are relative to `folder`.
     """
@@ -41,59 +42,55 @@ class Embedder:
     def __init__(self, plan: Plan, n_cpus: int, folder: str) -> None:
         from utils.embedding import encoder
 
-        with contextlib.suppress(OSError):  # on another machine there may be no such folder
+        with contextlib.suppress(OSError):  # another machine may have no such folder
             os.chdir(folder)
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
-        self._encoder = encoder.load(*plan.model, plan.settled)
+        self._encoder = encoder.load(*plan.model, plan.checked)
         self._plan, self._n_cpus, self._lock = plan, n_cpus, threading.Lock()
         self._fetcher: Fetcher | None = None
+        self._jobs = queue.SimpleQueue[Job]()
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
         self._streams = ThreadPoolExecutor(self._encoder.streams, initializer=self._encoder.take_share)
         self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
 
     def __call__(self, table: Any) -> Any:
+        """The block with the columns vector, reason, detail and facts (in its first row) added."""
         import pyarrow
 
         columns = table.to_pydict()
         n = len(columns["key"])
         columns |= {"vector": [b""] * n, "reason": [""] * n, "detail": [""] * n, "facts": [""] * n}
-        encoding, batch = [], list[Result]()
-        for result in self._fetch(columns):
-            if result.error:
-                columns["reason"][result.job.key] = result.error.reason
-                columns["detail"][result.job.key] = result.error.detail
-            else:
-                batch.append(result)
-            if len(batch) == self._plan.batch_size:
-                encoding.append(self._streams.submit(self._encode, batch))
-                batch = []
-        if batch:
-            encoding.append(self._streams.submit(self._encode, batch))
-        for done in encoding:
-            for key, vector in done.result():
+
+        def fail(job: Job, error: ImageError) -> None:
+            columns["reason"][job.key], columns["detail"][job.key] = error.reason, error.detail
+
+        fetched = batches(self._fetch(columns), self._plan.batch_size, fail)
+        encoding = [(batch, self._streams.submit(encode, self._encoder, self._plan, batch)) for batch in fetched]
+        for batch, encoded in encoding:
+            for result, vector in zip(batch, encoded.result()):
                 if np.isfinite(vector).all():
-                    columns["vector"][key] = vector.tobytes()
+                    columns["vector"][result.job.key] = vector.tobytes()
                 else:
-                    columns["reason"][key] = "model"
-                    columns["detail"][key] = NO_NUMBERS
+                    fail(result.job, NOT_ENCODED)
         if self._encoder.dimension:
             columns["facts"][0] = json.dumps(facts(self._encoder))
         return pyarrow.table(columns)
 
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:
-        """The rows of one block, through the one fetcher: its processes take a second to start."""
-        n, mine = len(columns["id"]), queue.SimpleQueue[Result | BaseException]()
+        """The rows of one block, through the actor's one fetcher: its processes take a second to start."""
+        n, inbox = len(columns["id"]), queue.SimpleQueue[Result | BaseException]()
         with self._lock:
             call = next(self._calls)
-            self._inboxes[call] = mine
+            self._inboxes[call] = inbox
+            for job in map(Job, itertools.count(call * MAX_ROWS), columns["id"], columns["url"]):
+                self._jobs.put(job)
             if self._fetcher is None:
                 self._fetcher = self._make_fetcher()
-                threading.Thread(target=self._sort, args=(self._fetcher,), daemon=True).start()
-            jobs = zip(itertools.count(call * MAX_ROWS), columns["id"], columns["url"])
-            self._fetcher.add(itertools.starmap(Job, jobs))
+                threading.Thread(target=self._distribute, args=(self._fetcher,), daemon=True).start()
+            self._fetcher.wake()
         try:
             for _ in range(n):
-                result = mine.get()
+                result = inbox.get()
                 if isinstance(result, BaseException):
                     raise result
                 yield result._replace(job=result.job._replace(key=result.job.key % MAX_ROWS))
@@ -101,26 +98,25 @@ class Embedder:
             del self._inboxes[call]
 
     def _make_fetcher(self) -> Fetcher:
-        """Its results are taken at once, and are as many as the rows of CALLS blocks at most."""
+        """Its results are taken at once, and never exceed the rows of CALLS blocks."""
         plan = self._plan
-        return Fetcher(
-            (), self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=self._n_cpus, stays_open=True
-        )
+        jobs = iter(self._next_job, "never")
+        return Fetcher(jobs, self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=self._n_cpus)
 
-    def _sort(self, fetcher: Fetcher) -> None:
+    def _next_job(self) -> Job | None:
+        with contextlib.suppress(queue.Empty):
+            return self._jobs.get_nowait()
+        return None
+
+    def _distribute(self, fetcher: Fetcher) -> None:
         """Hand each result to the call that waits for it, until this process ends."""
         try:
             with fetcher:
                 for result in fetcher:
                     if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
                         inbox.put(result)
-        except BaseException as error:  # for all who wait; who comes next gets another fetcher
+        except BaseException as error:  # raised in all calls that wait; the next call gets another fetcher
             with self._lock:
-                self._fetcher = None
+                self._fetcher, self._jobs = None, queue.SimpleQueue()
                 for inbox in list(self._inboxes.values()):
                     inbox.put(error)
-
-    def _encode(self, batch: list[Result]) -> list[tuple[int, np.ndarray]]:
-        """(row, vector) of each image of a batch; NaN where the model fails."""
-        vectors = encode(self._encoder, self._plan, batch)
-        return [(result.job.key, vector) for result, vector in zip(batch, vectors)]

@@ -1,7 +1,7 @@
-"""The work of embed.py on a Ray cluster: actors turn blocks of the list into vectors, which stream back to one writer.
+"""Embed the rest of a list on a Ray cluster: actors turn blocks of the list into vectors for one writer.
 
-Ray brings the engine: back-pressure, GPU placement, actors replaced when they die and their blocks done again. A block
-comes back whole or not at all, one output row for one input row, so that every image gets exactly one outcome.
+Ray gives back-pressure and GPU placement, replaces actors that die and does their blocks again. A block comes back
+whole or not at all, one output row per input row, so that every image gets exactly one outcome.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.embedding.plan import Plan
 from utils.embedding.ray_actor import CALLS, Embedder, Row
+from utils.embedding.run import Plan
 from utils.errors import ImageError, UserError
 from utils.ids import from_ids
 from utils.items.formatted import to_metadata
@@ -30,12 +30,12 @@ from utils.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
-BLOCKS_PER_ACTOR = 4  # at least, so that all end at about the same time
-MAX_BLOCK = 8  # batches: a dead actor costs its blocks, and all their pixels may wait in memory
+BLOCKS_PER_ACTOR = 4  # at least, so that all actors end at about the same time
+MAX_BLOCK = 8  # batches: a dead actor's blocks are done again, and all pixels of a block may wait in memory
 
 
 class Embedded(NamedTuple):
-    """What became of a row: a vector (D,) float32, or the `error` for which there is none."""
+    """The outcome of a row: a vector (D,) float32, or the `error`."""
 
     row: Row
     vector: np.ndarray
@@ -44,7 +44,7 @@ class Embedded(NamedTuple):
 
 @contextlib.contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Ray, started here ("local") or joined, for the block. Raises UserError."""
+    """Start Ray here ("local") or join a cluster, for the block. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     try:
         import ray
@@ -53,12 +53,12 @@ def cluster(address: str) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     environment = {"working_dir": str(ROOT), "excludes": EXCLUDES}
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout, which is for the summary
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which is for the summary
         try:
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise UserError(f"no Ray at EMBED_RAY_ADDRESS {address}: {_last_line(error)}") from None
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray took it
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray replaced it
         try:
             yield
         finally:
@@ -66,7 +66,7 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int, n_cpus: int) -> None:
-    """Embed what `work` has still to do, and store it. `n_actors` of `n_cpus` cores each: 0 is as many as fit.
+    """Embed and store all items of `work` that are still to do, on `n_actors` (0: as many as fit) of `n_cpus` cores.
 
     Raises UserError.
     """
@@ -79,15 +79,14 @@ def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Pla
     with bar(work.count(TODO), "embed on Ray", "image") as progress:
 
         def run(some: Iterable[Row], n: int, n_actors: int) -> None:
-            settled = plan._replace(settled=store.model.get("precision", ""))
-            actor = (settled, n_cpus, str(Path.cwd()))
+            actor = (plan._replace(checked=store.model.get("precision", "")), n_cpus, str(Path.cwd()))
             for facts, results in embed(some, n, actor, n_actors, resources):
                 if facts and "dimension" not in store.model:
                     store.remember_model({**identity, **facts})
                 _keep(results, work, store)
                 progress.update(len(results))
 
-        # First batches, on one actor, until one has shown which precision the model bears; then come all others.
+        # Batches on one actor until one has checked the precision, then all others.
         while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
             run(head, len(head), 1)
         run(rows, work.count(TODO), n_actors)
@@ -107,7 +106,7 @@ def _keep(results: list[Embedded], work: Worklist, store: Store) -> None:
 
 
 def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
-    """How many actors, and the GPUs of each: one actor per GPU, or, without GPUs, per `cpus_per_actor` cores."""
+    """Number of actors and GPUs of each: one actor per GPU or, without GPUs, per `cpus_per_actor` cores."""
     import ray
 
     resources = ray.cluster_resources()
@@ -119,9 +118,9 @@ def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
 def embed(
     rows: Iterable[Row], n_rows: int, actor: tuple[Plan, int, str], n_actors: int, resources: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], list[Embedded]]]:
-    """Blocks of what became of the rows, with the facts about the model as it runs ({} if all images failed).
+    """Blocks of outcomes, each with the model facts ({} if all its images failed).
 
-    `actor` is what an Embedder is made with, `resources` what Ray holds for each.
+    `actor` holds the arguments of an Embedder, `resources` those of Ray for each.
     """
     import pyarrow
     import ray
@@ -134,7 +133,7 @@ def embed(
     n_block = min(MAX_BLOCK, max(1, n_rows // (batch_size * n_actors * BLOCKS_PER_ACTOR))) * batch_size
     blocks: Any = []
     rest = iter(rows)
-    while block := list(itertools.islice(rest, n_block)):  # into Ray's store, which spills: no memory of ours
+    while block := list(itertools.islice(rest, n_block)):  # into Ray's store, which spills to disk
         blocks.append(ray.put(pyarrow.table(dict(zip(Row._fields, map(list, zip(*block)))))))
     if not blocks:
         return
@@ -148,11 +147,11 @@ def embed(
         Embedder, fn_constructor_args=actor, batch_size=None, batch_format="pyarrow", compute=compute, **resources
     )
     try:
-        table: Any  # without prefetching, which would keep each block back until the next one is done
+        table: Any  # no prefetching: it would keep each block back until the next one is done
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield _read(table.to_pydict())
     except ray.exceptions.RayError as error:
-        raise UserError(f"Ray gave up: {_last_line(error)}; what is stored stays stored, run again") from None
+        raise UserError(f"Ray gave up: {_last_line(error)}; run again, everything stored so far is safe") from None
 
 
 def _read(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], list[Embedded]]:

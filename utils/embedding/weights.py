@@ -1,22 +1,21 @@
-"""A model's weights: where they are, which ones they are, and one line instead of random ones."""
+"""A model's identity and weights: found on this machine or fetched from the hub, and never random ones."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.embedding import hub
 from utils.errors import UserError
 from utils.files import read_json
 
 _SCHEMES = ("hf-hub:", "local-dir:")
 _CONFIG_NAME = "open_clip_config.json"
 _HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Which of several checkpoints in a local-dir open_clip takes, best first.
+# open_clip's order of preference among several checkpoints in a local-dir.
 _CHECKPOINT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -34,9 +33,9 @@ _REMEDY = (
 
 
 def identify(model_name: str, pretrained: str) -> dict[str, str]:
-    """What tells this model from every other, without loading it: name and tag, or for local files their SHA-256.
+    """Identify a model without loading it: by name and tag, or local files by their SHA-256.
 
-    Beside hashes, "model_name" and "pretrained" are for people. Raises UserError for local files that are not there.
+    Next to hashes, "model_name" and "pretrained" are for people only. Raises UserError for missing local files.
     """
     scheme, name = _split(model_name)
     if scheme == "local-dir:":
@@ -60,19 +59,18 @@ def identify(model_name: str, pretrained: str) -> dict[str, str]:
 
 
 def is_image_only(model_name: str) -> bool:
-    """Whether a local-dir model declares that its text tower means nothing ("image_only": true in its config)."""
+    """Whether a local-dir model declares its text tower untrained ("image_only": true in its config)."""
     scheme, name = _split(model_name)
     config = Path(name) / _CONFIG_NAME
     return scheme == "local-dir:" and config.is_file() and bool(read_json(config, "model config").get("image_only"))
 
 
 def locate(model_name: str, pretrained: str) -> tuple[str, str | None, dict[str, Any]]:
-    """What open_clip is to be called with: model name, checkpoint (tag or path), options.
+    """Arguments for open_clip: model name, checkpoint (tag or path) and options.
 
-    Whatever comes from the hub is in its cache afterwards. Raises UserError for unknown names and tags, for local
-    files that are not there, and for a hub that cannot be reached.
+    Files from the hub are in its cache afterwards. Raises UserError for unknown names and tags, missing local files
+    and an unreachable hub.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # plain HTTP, whose progress can be seen; read at import
     scheme, name = _split(model_name)
     if scheme == "local-dir:":
         _find_local(Path(name))
@@ -101,7 +99,7 @@ def locate(model_name: str, pretrained: str) -> tuple[str, str | None, dict[str,
 
 
 def _quick_gelu(name: str, pretrained: str, tag: dict[str, Any]) -> dict[str, Any]:
-    """A tag trained with QuickGELU (openai's) runs with it; open_clip only warns of the mismatch."""
+    """Run a tag with the activation it was trained with; open_clip only warns of a mismatch."""
     import open_clip
 
     wants, has = tag.get("quick_gelu", False), (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
@@ -114,13 +112,13 @@ def _quick_gelu(name: str, pretrained: str, tag: dict[str, Any]) -> dict[str, An
 
 @contextlib.contextmanager
 def one_line_errors(model_name: str, pretrained: str) -> Iterator[None]:
-    """Turn what open_clip raises on damaged or mismatched weights into a UserError."""
+    """Turn open_clip's errors about damaged or mismatched weights into a UserError."""
     try:
         yield
     except (RuntimeError, ValueError, OSError, KeyError, EOFError, ImportError, TypeError) as error:
         raise _cannot_load(f"{model_name} {pretrained}".strip(), error) from error
     except Exception as error:
-        # safetensors and pickle have error types of their own, which need not be importable here
+        # safetensors and pickle have their own error types, which may not be importable here
         if type(error).__module__.split(".")[0] in ("safetensors_rust", "_pickle", "pickle", "torch"):
             raise _cannot_load(f"{model_name} {pretrained}".strip(), error) from error
         raise
@@ -128,7 +126,7 @@ def one_line_errors(model_name: str, pretrained: str) -> Iterator[None]:
 
 def _cannot_load(what: str, error: Exception) -> UserError:
     return UserError(
-        f"model {what} cannot be loaded: {_first_line(error)}; mend or fetch its weights again, or {_REMEDY}"
+        f"model {what} cannot be loaded: {_first_line(error)}; repair or download its weights again, or {_REMEDY}"
     )
 
 
@@ -169,9 +167,42 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(repo: str, names: Sequence[str]) -> None:
+    """Bring the first of the files `names` that the hub's `repo` has into the hub's cache, or find it there.
+
+    One request with one time limit asks for each name first: left alone, hf_hub_download retries a silent hub for 13
+    minutes. A download that stalls ends after six read timeouts (HF_HUB_DOWNLOAD_TIMEOUT, 10 s each).
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, name), str) for name in names):
+        return
+    huggingface_hub.utils.logging.set_verbosity_error()
     try:
-        hub.fetch(repo, names)
-    except hub.HubError as error:
-        raise UserError(
-            f"weights of {repo} cannot be fetched: {_first_line(error)}; try again later, or {_REMEDY}"
-        ) from error
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("they are not in the hub's cache, and HF_HUB_OFFLINE is set")
+        for name in names:
+            try:
+                url = huggingface_hub.hf_hub_url(repo, name)
+                huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            except errors.EntryNotFoundError:
+                continue
+            huggingface_hub.hf_hub_download(repo, name)
+            return
+        raise OSError(f"{constants.ENDPOINT} has none of {', '.join(names)}")
+    except Exception as error:  # the client's error types differ between its versions
+        reason = _network_fault(error, constants.ENDPOINT) or _first_line(error)
+        raise UserError(f"weights of {repo} cannot be fetched: {reason}; try again later, or {_REMEDY}") from error
+
+
+def _network_fault(error: BaseException | None, endpoint: str) -> str:
+    """The fault of the network at the root of an error, for people; "" for any other error."""
+    while error:
+        if isinstance(error, socket.gaierror):
+            return f"no network, the hub's name ({endpoint}) does not resolve"
+        if isinstance(error, ConnectionRefusedError):
+            return f"the hub at {endpoint} refuses connections"
+        if isinstance(error, TimeoutError):
+            return f"the hub at {endpoint} stopped answering"
+        error = error.__cause__ or error.__context__
+    return ""
