@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from tests.benchmarks import labeled_sets, metric_learning
 from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors, tree
 from utils.errors import UserError
 from utils.export import formats
-from utils.export.outputs import replacing_all
+from utils.export.formats import replacing_all
+from utils.export.groups import ExportData, pairs, select_groups
 from utils.export.splits import check_shares, split_items
 
 N = 60
@@ -75,12 +76,10 @@ def annotations(draw):
     return records, there, vectors, draw(st.integers(0, 3))
 
 
-def make_material(drawn):
+def make_data(drawn):
     records, there, vectors, seed = drawn
-    row_of = {id_: row for row, id_ in enumerate(there)}
-    material = ann_export.Material(records, there, vectors, row_of, value_of={id_: id_ for id_ in there})
-    material.split_of = split_items(records, row_of, vectors, 0.98, SHARES, seed)
-    return material
+    split_of = split_items(records, {id_: row for row, id_ in enumerate(there)}, vectors, 0.98, SHARES, seed)
+    return ExportData(records, there, vectors, {id_: id_ for id_ in there}, split_of)
 
 
 @settings(deadline=None)
@@ -88,12 +87,11 @@ def make_material(drawn):
 def test_pairs_reproduce_the_annotations_exactly(drawn):
     records = drawn[0]
     again = {number: {"pos": [record["pos"][0]], "neg": []} for number, record in enumerate(records)}
-    with tempfile.TemporaryDirectory() as folder:
-        ann_export.write_pairs(make_material(drawn), Path(folder))
-        with (Path(folder) / "pairs.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                assert row["id_a"] == again[int(row["group"])]["pos"][0]
-                again[int(row["group"])]["pos" if row["label"] == "1" else "neg"].append(row["id_b"])
+    file = io.StringIO()
+    formats.write_pairs(file, pairs(make_data(drawn)))
+    for row in csv.DictReader(io.StringIO(file.getvalue())):
+        assert row["id_a"] == again[int(row["group"])]["pos"][0]
+        again[int(row["group"])]["pos" if row["label"] == "1" else "neg"].append(row["id_b"])
     assert list(again.values()) == records
 
 
@@ -101,8 +99,8 @@ def test_pairs_reproduce_the_annotations_exactly(drawn):
 @given(annotations())
 def test_no_split_leaks(drawn):
     records, there, vectors, _ = drawn
-    material = make_material(drawn)
-    split_of = material.split_of
+    data = make_data(drawn)
+    split_of = data.split_of
     assert set(split_of.values()) <= set(SHARES)
     for record in records:
         assert len({split_of[id_] for id_ in record["pos"]}) == 1
@@ -110,30 +108,46 @@ def test_no_split_leaks(drawn):
         if vectors[there.index(a)] @ vectors[there.index(b)] >= 0.98:
             assert split_of[a] == split_of[b]
     homes: dict[str, set[str]] = {}
-    for pair in ann_export.pairs(material):
+    for pair in pairs(data):
         if pair.split:
             homes.setdefault(pair.main, set()).add(pair.split)
             homes.setdefault(pair.item, set()).add(pair.split)
-    for record in records:
-        group = ann_export.usable(record, material, ann_export.LeftOut())
-        for id_ in [group.query, *group.positives, *group.negatives] if group else []:
-            homes.setdefault(id_, set()).add(split_of[record["pos"][0]])
+    for split, groups in select_groups(data, needs_both=False)[0].items():
+        for group in groups:
+            for id_ in [group.query, *group.positives, *group.negatives]:
+                homes.setdefault(id_, set()).add(split)
     assert all(len(splits) == 1 for splits in homes.values())
 
 
 @settings(deadline=None)
 @given(annotations())
-def test_every_negative_is_exported_or_counted(drawn):
-    material, left_out = make_material(drawn), ann_export.LeftOut()
-    groups = [ann_export.usable(record, material, left_out) for record in material.records]
-    known = [
-        id_
-        for record in material.records
-        if record["pos"][0] in material.row_of
-        for id_ in record["neg"]
-        if id_ in material.row_of
+def test_every_group_and_every_negative_is_exported_or_counted(drawn):
+    data = make_data(drawn)
+    of_split, left_out = select_groups(data, needs_both=False)
+    groups = [group for listed in of_split.values() for group in listed]
+    whole = [
+        record
+        for record in data.records
+        if record["pos"][0] in data.row_of and set(record["pos"][1:]) & set(data.row_of)
     ]
-    assert sum(len(group.negatives) for group in groups if group) + left_out.other_split == len(known)
+    assert len(groups) == len(whole)
+    assert sum(map(len, left_out.groups.values())) == len(data.records) - len(whole)
+    split_of = data.split_of
+    same_split = [
+        id_
+        for record in whole
+        for id_ in record["neg"]
+        if id_ in data.row_of and split_of[id_] == split_of[record["pos"][0]]
+    ]
+    assert sum(len(group.negatives) for group in groups) == len(same_split)
+    there = [record for record in data.records if record["pos"][0] in data.row_of]
+    elsewhere = [
+        id_
+        for record in there
+        for id_ in record["neg"]
+        if id_ in data.row_of and split_of[id_] != split_of[record["pos"][0]]
+    ]
+    assert left_out.other_split == len(elsewhere)
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -151,9 +165,7 @@ def test_triplets_are_all_of_each_group_in_the_order_of_columns(ids, capsys):
     records = json.loads(ANNOTATED.read_text())
     assert found == {(r["pos"][0], p, n) for r in records for p in r["pos"][1:] for n in r["neg"]}
     assert lines("triplets.train.csv")[0] == "anchor,positive,negative"
-    captured = capsys.readouterr()
-    assert "groups that yield nothing, by their main images: 1" in captured.out
-    assert records[-1]["pos"][0] in captured.err
+    assert f"1 group left out ({records[-1]['pos'][0]}): nothing was deleted" in capsys.readouterr().out
 
 
 def test_values_are_paths_of_cached_images_or_urls(ids, capsys):
@@ -168,8 +180,7 @@ def test_values_are_paths_of_cached_images_or_urls(ids, capsys):
     }
     assert used and all(Path(value).is_file() for value in used)
     assert not any(ids[1] in value for value in used)
-    captured = capsys.readouterr()
-    assert "images without an image in the cache, left out: 1" in captured.out and ids[1] in captured.err
+    assert f"1 image left out ({ids[1]}): not in the image cache" in capsys.readouterr().out
     export("--ann-export-value", "url")
     assert rows("triplets.train.csv")[0]["anchor"].startswith("https://example.org/")
 
@@ -180,9 +191,9 @@ def test_ids_that_left_the_collection_are_reported(ids, capsys):
     assert export("--ann-export-format", "pairs") == 0
     row = rows("pairs.csv")[-1]
     assert (row["id_b"], row["label"], row["similarity"], row["rank"]) == (gone, "0", "", "")
+    assert f"1 id kept without similarity ({gone}): no longer in collection images" in capsys.readouterr().out
     export("--ann-export-value", "id")
-    captured = capsys.readouterr()
-    assert "ids no longer in collection images, left out: 1" in captured.out and gone in captured.err
+    assert f"1 id left out ({gone}): no longer in collection images" in capsys.readouterr().out
     assert {row["negative"] for row in rows("triplets.train.csv")} == {ids[2]}
 
 

@@ -1,1 +1,1 @@
-"""Files for trainers and evaluators: formats, and splits that do not leak."""
+"""Files for trainers and evaluators: the judged groups, their splits without leaks, and the formats."""

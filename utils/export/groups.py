@@ -1,0 +1,112 @@
+"""From records to what is written: groups per split, pairs, the collection's ranking, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils.annotation import neighbors
+from utils.annotation.judgments import similarities
+from utils.annotation.records import Record
+from utils.export.formats import ExportGroup, Pair
+from utils.log import bar
+
+RUN_DEPTH = 100  # images ranked per query in a run file
+RUN_BLOCK = 128  # queries compared at a time: 128 x N x 4 bytes
+
+
+@dataclass
+class ExportData:
+    """The records, and the facts about their images."""
+
+    records: Sequence[Record]
+    ids: Sequence[str]  # rows of `vectors`, sorted: the judged images, or all images for a run
+    vectors: np.ndarray  # (N, D) float32 of unit length
+    value_of: Mapping[str, str]  # id -> id, path or URL to write; without images that have none
+    split_of: Mapping[str, str]  # every id in the records
+    row_of: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.row_of = {id_: row for row, id_ in enumerate(self.ids)}
+
+
+@dataclass
+class LeftOut:
+    """The part of the records that is not in the files."""
+
+    valueless: set[str] = field(default_factory=set)  # ids in the collection, but without a value
+    other_split: int = 0  # negatives that lie in another split than their group
+    contradictory: int = 0  # negatives that are positives of the same record
+    groups: dict[str, list[str]] = field(default_factory=dict)  # reason -> main images
+
+
+def select_groups(data: ExportData, needs_both: bool) -> tuple[dict[str, list[ExportGroup]], LeftOut]:
+    """Split -> groups with a positive (and a negative, if needs_both), in the order of the records."""
+    groups: dict[str, list[ExportGroup]] = {}
+    left_out = LeftOut()
+    for record in data.records:
+        main = record["pos"][0]
+        group = _to_group(record, data, left_out)
+        if reason := _reason(record, group, data, needs_both):
+            left_out.groups.setdefault(reason, []).append(main)
+        else:
+            groups.setdefault(data.split_of[main], []).append(group)
+    return groups, left_out
+
+
+def _to_group(record: Record, data: ExportData, left_out: LeftOut) -> ExportGroup:
+    """The record with values for ids, without what is to be left out, which is counted."""
+    main, value_of = record["pos"][0], data.value_of
+    listed = [id_ for id_ in (*record["pos"], *record["neg"]) if id_ in data.row_of]
+    left_out.valueless.update(id_ for id_ in listed if id_ not in value_of)
+    if main not in value_of:
+        return ExportGroup("", [], [])
+    positives = [id_ for id_ in dict.fromkeys(record["pos"]) if id_ in value_of and id_ != main]
+    negatives = [id_ for id_ in dict.fromkeys(record["neg"]) if id_ in value_of]
+    clear = [id_ for id_ in negatives if id_ not in record["pos"]]
+    here = [id_ for id_ in clear if data.split_of[id_] == data.split_of[main]]
+    left_out.contradictory += len(negatives) - len(clear)
+    left_out.other_split += len(clear) - len(here)
+    return ExportGroup(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
+
+
+def _reason(record: Record, group: ExportGroup, data: ExportData, needs_both: bool) -> str:
+    """Why a group cannot be written; "" if it can."""
+    if not group.query:
+        return "the main image is left out"
+    if not group.positives:
+        return "no positive can be written" if len(set(record["pos"])) > 1 else "only the main image was kept"
+    if group.negatives or not needs_both:
+        return ""
+    if not record["neg"]:
+        return "nothing was deleted"
+    usable = [id_ for id_ in record["neg"] if id_ in data.value_of and id_ not in record["pos"]]
+    return "all negatives lie in other splits" if usable else "no negative can be written"
+
+
+def pairs(data: ExportData) -> Iterator[Pair]:
+    """Record by record, the items in the record's own order."""
+    for number, record in enumerate(data.records):
+        main, items = record["pos"][0], [*record["pos"][1:], *record["neg"]]
+        found = similarities(record, data.row_of, data.vectors)
+        ranks = {id_: rank for rank, id_ in enumerate(found, 1)}
+        split = data.split_of[main]
+        for i, id_ in enumerate(items):
+            label, is_here = int(i < len(record["pos"]) - 1), data.split_of[id_] == split
+            yield Pair(main, id_, label, found.get(id_), ranks.get(id_), split if is_here else "", number)
+
+
+def rank_queries(
+    groups: Sequence[ExportGroup], split: str, data: ExportData
+) -> Iterator[tuple[str, Iterable[tuple[str, float]]]]:
+    """(query, [(id, cosine), best first]) by the collection, for groups of ids; without images of other splits."""
+    eligible = np.array([data.split_of.get(id_, split) == split for id_ in data.ids], bool)
+    with bar(len(groups), f"ranking {split}", "query") as progress:
+        for start in range(0, len(groups), RUN_BLOCK):
+            queries = [group.query for group in groups[start : start + RUN_BLOCK]]
+            rows = [data.row_of[query] for query in queries]
+            for query, found in zip(queries, neighbors.nearest(data.vectors, rows, RUN_DEPTH, eligible)):
+                yield query, zip((data.ids[row] for row in found.rows), found.similarities)
+            progress.update(len(queries))
