@@ -56,11 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
         LOGS_DIR_PATH"""
-    args = cli.parser(__doc__, config, names.split()).parse_args(argv)
-    for name in ("ANN_DIRRIFY_NDIRS", "ANN_DIRRIFY_NNEAREST", "DOWNLOAD_WORKERS"):
-        if (value := getattr(args, name.lower())) < 1:
-            raise UserError(f"{name} is {value}; it must be 1 or more")
-    return args
+    return cli.parser(__doc__, config, names.split()).parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The command line: constants become flags, errors become one line, and this is the only place that exits."""
+"""The command line of every script: constants become flags, errors become one line, and only this module exits."""
 
 from __future__ import annotations
 
@@ -7,21 +7,53 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import signal
 import sys
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.errors import UserError
 from utils.log import LOG, printable
 
 INTERRUPTED, TERMINATED = 130, 143
 
+_MORE_THAN_0 = sys.float_info.min
+_RANGES: list[tuple[float, float, str, str]] = [  # of every number in config.py: lowest, highest, in words, constants
+    (0, math.inf, "0 or more", """ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
+        IMAGE_CACHE_MAX_BYTES"""),
+    (1, math.inf, "1 or more", """ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST BATCH_SIZE DOWNLOAD_ATTEMPTS
+        DOWNLOAD_MAX_BYTES DOWNLOAD_WORKERS EMBED_RAY_CPUS_PER_ACTOR MAX_IMAGE_PIXELS"""),
+    (_MORE_THAN_0, math.inf, "more than 0", "ANN_EXPORT_NEAR_DUPLICATE DOWNLOAD_TIMEOUT_S"),
+    (_MORE_THAN_0, 1, "more than 0 and at most 1", "ANN_DIRRIFY_MAX_SIMILARITY"),
+]  # fmt: skip
+_EXAMPLES = {  # of JSON flags whose default is empty
+    "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
+    "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
+    "ANN_DIRRIFY_WHERE": {"product": "shoe"},
+    "ANN_SAMPLER_CFG": {"fields": ["product"]},
+}
+
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, taken the way of Ctrl-C: the same clean-up, another exit code."""
+    """SIGTERM. It is handled like Ctrl-C, with another exit code."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Raises UserError for an argument that does not parse and for a number out of its range."""
+        result = super().parse_args(args, namespace)
+        for lowest, highest, words, names in _RANGES:
+            for name in names.split():
+                value = getattr(result, name.lower(), highest)
+                if not lowest <= value <= highest:  # NaN, too
+                    raise UserError(f"{name} is {value}; it must be {words}")
+        return result
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
 
 
 def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.ArgumentParser:
@@ -29,7 +61,7 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
 
     Dicts and lists are given as JSON; a boolean has a `--no-` form. `doc` is the script's docstring.
     """
-    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     comments = _comments(config)
     for name in names:
         default = getattr(config, name)
@@ -38,8 +70,9 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
         if isinstance(default, bool):
             result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            metavar = type(default).__name__.upper()
-            result.add_argument(flag, type=_reader(default), default=default, metavar=metavar, help=text)
+            kind = type(default)
+            reader = _json_reader(kind, default or _EXAMPLES.get(name)) if kind in (dict, list) else kind
+            result.add_argument(flag, type=reader, default=default, metavar=kind.__name__.upper(), help=text)
     return result
 
 
@@ -48,76 +81,67 @@ def run(main: Callable[[], int]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a path has
+            stream.reconfigure(errors="backslashreplace")  # paths may hold letters that the terminal's encoding has not
     try:
         code = main()
     except UserError as error:
-        code = _say(f"error: {error}", 2)
+        code = _print_end(f"error: {error}", 2)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        code = _say(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
+        code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
     except Terminated:
-        code = _say("terminated", TERMINATED)
+        code = _print_end("terminated", TERMINATED)
     except KeyboardInterrupt:
-        code = _say("interrupted", INTERRUPTED)
+        code = _print_end("interrupted", INTERRUPTED)
     sys.exit(code)
 
 
 class Stop:
-    """How a stoppable block ended: `code` is 0, or the exit code of a script that was stopped."""
+    """How a stoppable block ended: `code` is 0, or the exit code of a stopped script."""
 
     code = 0
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
-    """A block that Ctrl-C or SIGTERM ends, while the script goes on to its summary."""
+    """Ctrl-C and SIGTERM end the block and not the script, which goes on to its summary."""
     stop = Stop()
     try:
         yield stop
     except Terminated:
-        stop.code = _say("terminated", TERMINATED)
+        stop.code = _print_end("terminated", TERMINATED)
     except KeyboardInterrupt:
-        stop.code = _say("interrupted", INTERRUPTED)
+        stop.code = _print_end("interrupted", INTERRUPTED)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the clean-up of the first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not break the clean-up after the first
     raise Terminated
 
 
-def _say(line: str, code: int) -> int:
+def _print_end(line: str, code: int) -> int:
     LOG.debug(line, exc_info=True)
     print(printable(line), file=sys.stderr)
     return code
 
 
-def _reader(default: Any) -> Callable[[str], Any]:
-    """What turns a flag's text into a value of the constant's type."""
-    if isinstance(default, dict | list):
-        return _json_of(type(default))
-    return type(default)
-
-
-def _json_of(kind: type) -> Callable[[str], Any]:
+def _json_reader(kind: type, example: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-        if not isinstance(value, kind):
-            raise argparse.ArgumentTypeError(f"not a JSON {'object' if kind is dict else 'list'}: {text}")
-        return value
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(text), kind):
+                return value
+        name = "object" if kind is dict else "list"
+        raise argparse.ArgumentTypeError(f"{text[:200]} is not a JSON {name}; an example is '{json.dumps(example)}'")
 
     return read
 
 
 def _comments(config: ModuleType) -> dict[str, str]:
-    """Constant name -> the comment on its line: said once in config.py, for its reader and for --help."""
+    """Constant name -> the comment on its line."""
     comments, name = {}, ""
     for token in tokenize.generate_tokens(iter(inspect.getsource(config).splitlines(keepends=True)).__next__):
-        if token.type == tokenize.NAME and token.start[1] == 0:  # an annotation's names stand further right
+        if token.type == tokenize.NAME and token.start[1] == 0:  # the names in an annotation stand further right
             name = token.string
         elif token.type == tokenize.COMMENT and token.start[1] > 0:
             comments[name] = token.string.lstrip("# ")

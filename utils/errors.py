@@ -1,38 +1,25 @@
-"""The two errors that are told apart: what the user can fix, and what is wrong with one image."""
+"""The two kinds of error that are no bugs: a fault that the user can fix, and an image that cannot be used."""
 
 from __future__ import annotations
 
-# What became of an image that could not be embedded. The README says what to do about each.
-REASONS: dict[str, str] = {
-    "bad_record": "not an object with a url and an id field",
-    "bad_url": "not a URL that can be requested",
-    "blocked_address": "the address is local, private or reserved",
-    "connection": "the name does not resolve, or the connection was refused or reset",
-    "timeout": "not complete within the deadline",
-    "http_status": "the server answered with an error status",
-    "rate_limited": "the server asked to come back later",
-    "bad_redirect": "redirects that loop, lead nowhere or are too many",
-    "opted_out": "served with X-Robots-Tag noai or noimageai",
-    "too_large": "more bytes than DOWNLOAD_MAX_BYTES",
-    "too_many_pixels": "more pixels than MAX_IMAGE_PIXELS",
-    "not_an_image": "HTML, SVG, PDF, or a format that is not on the list",
-    "truncated": "the file ends before the image does",
-    "bad_image": "the decoder cannot read it",
-    "model": "the forward pass failed on it",
-}
-_HEALING = frozenset({"connection", "timeout", "rate_limited"})
+# Why an image could not be embedded, as in failed.json. README.md explains each and says what to do.
+REASONS = frozenset((
+    "bad_record", "bad_url", "blocked_address", "connection", "timeout", "http_status", "rate_limited", "bad_redirect",
+    "opted_out", "too_large", "too_many_pixels", "not_an_image", "truncated", "bad_image", "model",
+))  # fmt: skip
+_TEMPORARY = frozenset({"connection", "timeout", "rate_limited"})
 
 
 class UserError(Exception):
-    """What the user can fix, in one line that names the thing, the fault and the remedy. Ends the script with 2."""
+    """A fault that the user can fix, in one line: the thing, the fault, the remedy. The script ends with code 2."""
 
 
 class ImageError(Exception):
-    """One image that cannot be used: `reason` is a key of REASONS, `detail` is for people. The run goes on."""
+    """An image that cannot be used: `reason` is one of REASONS, `detail` is for people. The run goes on."""
 
     def __init__(self, reason: str, detail: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(reason, detail)  # both as args, so that it survives pickling between processes
+        super().__init__(reason, detail)  # both as args, or pickling between processes would fail
         self.reason = reason
         self.detail = detail
 
@@ -41,5 +28,5 @@ class ImageError(Exception):
 
 
 def can_heal(reason: str, detail: str) -> bool:
-    """Whether a later try may succeed. An http_status detail begins with the status: 5xx heals, 4xx lasts."""
-    return reason in _HEALING or (reason == "http_status" and detail.startswith("5"))
+    """Whether a later try may succeed. The detail of http_status begins with the status: 5xx may heal, 4xx lasts."""
+    return reason in _TEMPORARY or (reason == "http_status" and detail.startswith("5"))

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file that says who holds it, and that a killed process leaves unlocked."""
+"""One writer at a time: a lock file with its holder's name beside it. A killed process leaves it unlocked."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from utils.errors import UserError
 
 @contextlib.contextmanager
 def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
-    """Hold the lock file `path` for the block; `what` names the thing it guards. Waits `wait_s` for another holder.
+    """Hold the lock file `path` for the block; messages call the locked thing `what`. Wait `wait_s` for its holder.
 
-    Raises UserError with the holder's pid, host and start. The operating system frees the lock of a dead process, so
-    the file itself may stay; who holds it is written beside it, because Windows lets nobody read a locked file.
+    Raises UserError with the holder's pid, host and start time. The operating system unlocks what a dead process held.
+    The holder is written to a second file, as Windows lets nobody read a locked one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_name(path.name + ".owner")

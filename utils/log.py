@@ -1,9 +1,10 @@
-"""What a run tells: bars and log on stderr, a log file per run."""
+"""The output of a run besides its results: progress bars and log lines on stderr, and a log file per run."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 from tqdm import tqdm
 
 LOG = logging.getLogger("retrieval_ann")
+# C0 and C1 controls, line and paragraph separators, marks that reverse the direction of text, lone surrogates.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def start_log(script: str, directory: str) -> None:
-    """Log warnings to stderr, and everything to a new file in `directory` ("" = none; unwritable = said, no file)."""
+    """Log to stderr from INFO on, and everything to a new file in `directory` ("" = no file).
+
+    An unwritable directory is a warning, and the run goes on without a file.
+    """
     LOG.setLevel(logging.DEBUG)
     LOG.handlers.clear()
-    LOG.propagate = False  # libraries give the root logger a handler of their own
+    LOG.propagate = False  # some libraries add a handler to the root logger
     screen = _Screen()
     screen.setLevel(logging.INFO)
     screen.setFormatter(_Formatter("%(message)s"))
@@ -37,18 +43,18 @@ def start_log(script: str, directory: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without what could move a terminal's cursor, forge a line or confuse an encoding: it is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` with control characters escaped: names and URLs cannot move a terminal's cursor or forge a line."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def bar(total: int | None, what: str, unit: str) -> tqdm[Any]:
-    """A progress bar on stderr; where stderr is no terminal, a line every ten seconds at most."""
+    """A progress bar on stderr; where stderr is not a terminal, a line every ten seconds at most."""
     slow = not sys.stderr.isatty()
     return tqdm(total=total, desc=what, unit=unit, mininterval=10 if slow else 0.2, dynamic_ncols=not slow, leave=True)
 
 
 class _Formatter(logging.Formatter):
-    """One line a message, whatever a url or a server has put into it."""
+    """One line per message, whatever a URL or a server's answer in it holds."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class names it)
         record.message = printable(record.message)
@@ -56,7 +62,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Screen(logging.Handler):
-    """Log lines that do not tear the bar apart."""
+    """Prints log lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)

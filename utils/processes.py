@@ -1,4 +1,4 @@
-"""Child processes that Ctrl-C and SIGTERM, which often go to a whole process group, leave in peace."""
+"""Child processes. Ctrl-C and SIGTERM often reach a whole process group; here the parent decides for its children."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows, which sends children no SIGTERM either
-CONTEXT: Any = multiprocessing.get_context("spawn")  # a client of Chroma's does not survive a fork
-_LAST_S = 10  # for a child to end when its parent has been interrupted
+CONTEXT: Any = multiprocessing.get_context("spawn")  # a Chroma client hangs in a forked child
+_LAST_S = 10  # for a child to end after its parent was interrupted
 
 Progress = Callable[[int], Any]
 
 
 class DiedError(Exception):
-    """A child process ended without a word, with this exit code."""
+    """A child process died before it returned or raised; the argument is its exit code."""
 
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """A process that is started in the block is born with both signals held back, until it calls ignore()."""
+    """A process started in the block has both signals blocked until it calls ignore()."""
     if not _HAS_MASKS:
         yield
         return
-    resource_tracker.ensure_running()  # started by multiprocessing on the way, it would lift the shield
+    resource_tracker.ensure_running()  # multiprocessing would start it in the block, and unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
@@ -39,7 +39,7 @@ def shielded() -> Iterator[None]:
 
 
 def ignore(*numbers: signal.Signals) -> None:
-    """In the child, first of all: ignore these, and take the others as usual."""
+    """Called first in a child: ignore these signals, and unblock the others."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     if _HAS_MASKS:
@@ -47,7 +47,7 @@ def ignore(*numbers: signal.Signals) -> None:
 
 
 def call(task: Callable[..., Any], *args: Any, progress: Progress = lambda n: None) -> Any:
-    """`task(*args, progress)` in a new process: what it returns. Raises what it raises, and DiedError if it dies."""
+    """The result of `task(*args, progress)` in a new process. Raises what the task raises, and DiedError."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     child = CONTEXT.Process(target=_run, args=(sender, task, args), daemon=True)
     with shielded():
@@ -70,7 +70,7 @@ def call(task: Callable[..., Any], *args: Any, progress: Progress = lambda n: No
 
 
 def _run(sender: Connection, task: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    ignore(*_STOPPING)  # the parent decides
+    ignore(*_STOPPING)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         sender.send(("result", task(*args, lambda n: sender.send(("progress", n)))))

@@ -11,6 +11,7 @@ import pytest
 import config
 from tests.conftest import ROOT
 from utils import cli
+from utils.errors import UserError
 from utils.log import printable
 
 
@@ -27,11 +28,51 @@ def test_flags_have_the_constants_types_and_defaults():
     assert not parser.parse_args(["--no-download-allow-local"]).download_allow_local
 
 
-@pytest.mark.parametrize("flags", [["--ann-sampler-cfg", "[1]"], ["--ann-sampler-cfg", "{"], ["--batch-size", "x"]])
-def test_a_value_of_another_type_ends_with_2(flags: list[str], capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as ended:
-        cli.parser("doc", config, ["BATCH_SIZE", "ANN_SAMPLER_CFG"]).parse_args(flags)
-    assert ended.value.code == 2 and flags[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--ann-sampler-cfg", "[1]"], r"--ann-sampler-cfg: \[1\] is not a JSON object; an example is '{\"fields\": "),
+        (["--ann-sampler-cfg", "{"], "--ann-sampler-cfg: { is not a JSON object; an example is "),
+        (["--ann-export-split", "{}}"], 'an example is \'{"train": 0.8, '),
+        (["--batch-size", "x"], "--batch-size: invalid int value: 'x'"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag; --help lists all flags"),
+    ],
+)
+def test_an_argument_that_does_not_parse_is_one_line(flags: list[str], line: str):
+    parser = cli.parser("doc", config, ["BATCH_SIZE", "ANN_SAMPLER_CFG", "ANN_EXPORT_SPLIT"])
+    with pytest.raises(UserError, match=line) as raised:
+        parser.parse_args(flags)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ANN_DIRRIFY_NDIRS", "0", "1 or more"),
+        ("DOWNLOAD_WORKERS_PER_HOST", "-1", "0 or more"),
+        ("EMBED_RAY_ACTORS", "-1", "0 or more"),
+        ("ANN_SEED", "-1", "0 or more"),
+        ("ANN_EXPORT_SEED", "-1", "0 or more"),
+        ("DOWNLOAD_TIMEOUT_S", "0", "more than 0"),
+        ("ANN_DIRRIFY_MAX_SIMILARITY", "1.5", "more than 0 and at most 1"),
+        ("ANN_DIRRIFY_MAX_SIMILARITY", "0.0", "more than 0 and at most 1"),
+        ("ANN_DIRRIFY_MAX_SIMILARITY", "nan", "more than 0 and at most 1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_one_line(name: str, value: str, words: str):
+    with pytest.raises(UserError, match=f"^{name} is {value}; it must be {words}$"):
+        cli.parser("doc", config, [name]).parse_args([f"--{name.lower().replace('_', '-')}={value}"])
+
+
+NUMBERS = [name for name, value in vars(config).items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_of_config_has_a_range_and_is_within_it(name: str, monkeypatch: pytest.MonkeyPatch):
+    cli.parser("doc", config, [name]).parse_args([])
+    monkeypatch.setattr(config, name, -2)
+    with pytest.raises(UserError, match=f"{name} is -2; it must be "):
+        cli.parser("doc", config, [name]).parse_args([])
 
 
 def test_help_gives_each_constants_comment(capsys: pytest.CaptureFixture[str]):
@@ -76,8 +117,10 @@ def test_a_stopped_script_says_so_after_its_summary(number: signal.Signals, code
     assert run_code(block, stop=number) == (code, "ready\nsum\n", f"{word}\n")
 
 
-def test_what_is_printed_cannot_move_the_cursor():
-    assert printable("a\x1b[2J\r\nb\u202eü\ud800 %") == "a\\x1b[2J\\r\\nb\\u202eü\\ud800 %"
+def test_what_is_printed_cannot_move_the_cursor_and_letters_stay():
+    assert printable("a\x1b[2J\r\nb\u202eü\ud800 \x9b%") == "a\\x1b[2J\\r\\nb\\u202eü\\ud800 \\x9b%"
+    for letters in ("Müller", "Mu\u0308ller", "\u3000\u00a0 日本", "\U0001f469\u200d\U0001f467", "\ue000"):
+        assert printable(letters) == letters
 
 
 def test_comments_above_a_constant_are_its_help(tmp_path, monkeypatch):

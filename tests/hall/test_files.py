@@ -1,22 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from utils import files
 from utils.errors import UserError
-from utils.files import read_json, read_list, replacing, write_json
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=4,
-)
+from utils.files import read_json, replacing, write_json
 
 
 def test_the_new_version_is_there_when_the_block_ends_and_not_before(tmp_path: Path):
@@ -73,36 +63,3 @@ def test_what_is_missing_or_a_folder_is_one_line(tmp_path: Path):
         read_json(tmp_path / "none.json", "the thing")
     with pytest.raises(UserError, match=r"cannot be read|does not exist"):
         read_json(tmp_path, "the thing")
-
-
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
-@given(st.lists(VALUES, max_size=6), st.integers(1, 30), st.sampled_from([None, 1]), st.booleans())
-def test_a_list_is_read_item_by_item_as_it_is_read_at_once(tmp_path, monkeypatch, items, chunk, indent, is_ascii):
-    path = tmp_path / "list.json"
-    path.write_text(json.dumps(items, indent=indent, ensure_ascii=is_ascii), encoding="utf-8")
-    monkeypatch.setattr(files, "CHUNK", chunk)
-    assert list(read_list(path, "list")) == items
-
-
-@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
-@given(st.text(st.sampled_from('[]{},:"1e- \\n\\u'), max_size=12), st.integers(1, 5))
-def test_what_is_no_json_list_is_refused_wherever_it_breaks(tmp_path, monkeypatch, text, chunk):
-    path = tmp_path / "list.json"
-    path.write_text("[" + text, encoding="utf-8")
-    monkeypatch.setattr(files, "CHUNK", chunk)
-    try:
-        expected = json.loads("[" + text)
-    except ValueError:
-        expected = None
-    if isinstance(expected, list):
-        assert list(read_list(path, "list")) == expected
-    else:
-        with pytest.raises(UserError, match="is not JSON"):
-            list(read_list(path, "list"))
-
-
-@pytest.mark.parametrize("text", ["{}", "1", '"[]"', "null"])
-def test_json_that_is_no_list_is_said_to_be_none(tmp_path, text):
-    (tmp_path / "list.json").write_text(text)
-    with pytest.raises(UserError, match="is not a list"):
-        list(read_list(tmp_path / "list.json", "list"))

@@ -3,15 +3,14 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from utils.errors import ImageError, UserError
-from utils.items.formatted import REST_FIELD, item_id, read_items, restore_item, to_metadata
+from utils.errors import ImageError
+from utils.items.formatted import REST_FIELD, item_id, restore_item, to_metadata
 from utils.store import collection as collections
 
 TEXT = st.text(st.characters(), max_size=8)  # lone surrogates and NUL included
@@ -79,22 +78,3 @@ def test_the_id_is_uuid5_of_the_field_as_given():
 def test_what_has_no_usable_url_is_a_bad_record(item: object):
     with pytest.raises(ImageError, match="bad_record"):
         item_id(item, "url")
-
-
-def test_jsonl_is_read_line_by_line_and_blank_lines_are_skipped(tmp_path: Path):
-    path = tmp_path / "list.jsonl"
-    path.write_text('\ufeff{"url": "a"}\n\n  \n{"url": "b"}', encoding="utf-8")
-    assert [item["url"] for item in read_items(path)] == ["a", "b"]
-    path.write_text('{"url": "a"}\n{"url": ')
-    items = read_items(path)
-    assert next(items) == {"url": "a"}
-    with pytest.raises(UserError, match="line 2, is not JSON"):
-        next(items)
-
-
-@pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
-def test_bytes_that_are_no_text_and_bottomless_nesting_are_one_line(tmp_path: Path, name: str):
-    for content in (b"\xff\xfe\x00[", b"[" * 200_000):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="is not JSON"):
-            list(read_items(tmp_path / name))

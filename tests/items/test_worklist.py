@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.errors import ImageError, UserError
+from utils.files import replacing
+from utils.items import worklist
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 
 NONE = np.empty(0, "V16")
@@ -95,8 +100,58 @@ def test_failures_that_a_run_did_not_reach_stay_listed_under_their_new_index(ope
 )
 def test_a_failures_file_of_something_else_is_refused(open_list, tmp_path: Path, content: str):
     (tmp_path / "failed.json").write_text(content)
-    with pytest.raises(UserError, match=r"failures file .*mend or remove"):
+    with pytest.raises(UserError, match=r"failures file .*it must be \[\{"):
         open_list(ITEMS)
+
+
+def test_failures_are_saved_while_another_thread_stores_what_failed_before(open_list, tmp_path: Path, monkeypatch):
+    entries = [{"index": i, **item, "reason": "timeout", "detail": ""} for i, item in enumerate(ITEMS[:2])]
+    (tmp_path / "failed.json").write_text(json.dumps(entries))
+    work = open_list(ITEMS[:2])
+    work.settle(NONE, retry_rule(False, False, True))
+
+    @contextlib.contextmanager
+    def storing_meanwhile(path: Path):
+        with replacing(path) as file:
+            yield types.SimpleNamespace(write=lambda text: (store_all(), file.write(text)))
+
+    def store_all() -> None:
+        writer = threading.Thread(target=lambda: [work.store(index) for index in range(len(work))])
+        writer.start()
+        writer.join()
+
+    monkeypatch.setattr(worklist, "replacing", storing_meanwhile)
+    work.save()
+    assert json.loads((tmp_path / "failed.json").read_text()) == entries, "as they were when it was begun"
+    work.save()
+    assert json.loads((tmp_path / "failed.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        [{"url": "http://x/new"}, *ITEMS],  # each item one place on
+        [ITEMS[0], {**ITEMS[1], "a": 2}, *ITEMS[2:]],  # the same ids, other metadata
+        ITEMS[:2],
+        [],
+    ],
+)
+def test_a_list_that_is_rewritten_during_a_run_ends_it_with_one_line(open_list, tmp_path: Path, now: list):
+    work = open_list(ITEMS)
+    (tmp_path / "list.json").write_text(json.dumps(now))
+    with pytest.raises(UserError, match=r"list\.json was rewritten during this run, from item \d on; run again"):
+        list(work.firsts())
+    with pytest.raises(UserError, match="was rewritten"):
+        for index, item in work.todo():
+            assert item == ITEMS[index]
+
+
+def test_a_list_that_grows_during_a_run_is_read_as_far_as_it_was(open_list, tmp_path: Path, caplog):
+    work = open_list(ITEMS)
+    (tmp_path / "list.json").write_text(json.dumps([*ITEMS, {"url": "http://x/9"}]))
+    assert [index for index, _ in work.firsts()] == [0, 1, 4]
+    assert [index for index, _ in work.todo()] == [0, 1, 4]
+    assert "grew during this run; run again" in caplog.text
 
 
 def test_another_id_field_keeps_the_id_when_the_url_changes(open_list: Callable[..., Worklist]):

@@ -103,8 +103,8 @@ def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path
     (tmp_path / "data").mkdir()
     for content, words in [
         (None, "does not exist; put a JSON list there"),
-        ("{", "is not JSON"),
-        ('{"url": "x"}', "is not a list"),
+        ("{", "is not a JSON list"),
+        ('{"url": "x"}', "is not a JSON list"),
         ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items name this machine"),
     ]:
         if content is not None:

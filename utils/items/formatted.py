@@ -1,49 +1,20 @@
-"""The formatted data: items with a url and any other fields, their ids, and their metadata as Chroma can hold it."""
+"""An item of the list: its id, and its other fields as metadata that Chroma returns unchanged."""
 
 from __future__ import annotations
 
 import json
 import math
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from utils.errors import ImageError, UserError
-from utils.files import read_list
+from utils.errors import ImageError
 
-# The one field we add: what Chroma cannot hold, as a JSON object. An item's own field of this name goes into it too.
+# The one field added to an item's own: a JSON object of the fields that Chroma would change, also one of this name.
 REST_FIELD = "_rest_json"
 
 
-def read_items(path: Path) -> Iterator[Any]:
-    """The items of a JSON list, or of a .jsonl file, one a line, streamed. Raises UserError where it is broken.
-
-    An item is whatever stands in the list: item_id says whether it is usable.
-    """
-    if not path.exists():
-        raise UserError(
-            f"formatted data {path} does not exist; put a JSON list there, "
-            '[{"url": "https://...", "any": "metadata"}, ...], or see it all work first: python tests/demo.py'
-        )
-    if path.suffix == ".jsonl":
-        return _read_lines(path)
-    return read_list(path, "formatted data")
-
-
-def _read_lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:  # decoded line by line, so that the broken one can be named
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"formatted data {path}, line {number}, is not JSON: {error}") from None
-
-
 def item_id(item: Any, id_field: str) -> uuid.UUID:
-    """uuid5(NAMESPACE_URL, the field's value as given; a number as JSON writes it).
+    """uuid5(NAMESPACE_URL, the value of `id_field` as given; a number as JSON writes it).
 
     Raises ImageError("bad_record") without a usable url or id field.
     """
@@ -59,9 +30,9 @@ def item_id(item: Any, id_field: str) -> uuid.UUID:
 
 
 def to_metadata(item: dict[str, Any]) -> dict[str, Any]:
-    """The item as Chroma can hold it: fields it takes under their own names, the others as JSON in REST_FIELD.
+    """The item as Chroma metadata: fields that Chroma keeps exactly under their own names, the others in REST_FIELD.
 
-    A float that Chroma would round stays filterable under its name, and is exact in REST_FIELD.
+    A float that Chroma would round stands in both: rounded for filters, exact in REST_FIELD.
     """
     exact = {name: value for name, value in item.items() if _is_name(name) and _is_value(value)}
     rest = {name: value for name, value in item.items() if name not in exact}
@@ -73,13 +44,13 @@ def to_metadata(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_item(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Exactly the item that to_metadata was given (order of the fields apart)."""
+    """The item given to to_metadata, exactly but for the order of its fields."""
     item = {name: value for name, value in metadata.items() if name != REST_FIELD}
     return item | json.loads(metadata.get(REST_FIELD, "{}"))
 
 
 def _is_name(name: str) -> bool:
-    """Chroma refuses empty names and those that begin with $ or #, and silently loses its own chroma:* names."""
+    """Chroma refuses empty names and names that begin with $ or #, and drops chroma:* without an error."""
     return name != REST_FIELD and name != "" and not name.startswith(("$", "#", "chroma:")) and _is_unicode(name)
 
 
@@ -99,8 +70,8 @@ def _is_rounded(value: Any) -> bool:
 
 
 def _is_plain(value: float) -> bool:
-    """Chroma reads numbers from JSON text, quickly: exact for up to 15 digits and powers of ten up to 22, else off by
-    a last bit. And -0.0 loses its sign."""
+    """Chroma's JSON reader is exact up to 15 digits and powers of ten up to 22; beyond, the last bit may differ.
+    -0.0 loses its sign."""
     if not math.isfinite(value) or (value == 0 and math.copysign(1, value) < 0):
         return False
     text = f"{value:.14e}"  # 15 digits
@@ -108,5 +79,5 @@ def _is_plain(value: float) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """No lone surrogate (JSON can hold one, UTF-8 cannot) and no NUL, at which C code may stop reading."""
+    """No lone surrogate, which JSON can hold and UTF-8 cannot, and no NUL, where C code may stop reading."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,7 +1,8 @@
-"""The items of the formatted data, each on its way to exactly one outcome."""
+"""The items of the input list and the one outcome of each."""
 
 from __future__ import annotations
 
+import array
 import collections
 import json
 import time
@@ -12,38 +13,41 @@ from typing import Any
 import numpy as np
 
 from utils.errors import REASONS, ImageError, UserError, can_heal
-from utils.files import read_list, replacing
-from utils.items.formatted import item_id, read_items
+from utils.files import replacing
+from utils.items.formatted import item_id
+from utils.items.sources import read_items, read_list
 from utils.log import LOG
 
-TODO, STORED, KNOWN, DUPLICATE, FAILED, LASTING = range(6)  # outcomes; TODO is what a run has not reached
-SAVE_EVERY_S = 60  # failures reach the disk at least this often, if they are a tenth more
+# Outcomes. TODO: not reached yet. KNOWN: stored before this run. LASTING: failed before, and not tried again.
+TODO, STORED, KNOWN, DUPLICATE, FAILED, LASTING = range(6)
+SAVE_EVERY_S = 60  # between two writes of the failures file, which must have grown by a tenth
 _NO_ID = b"\0" * 16
 
 
 class Worklist:
-    """All items of the list `source`: `ids` (N,) V16 and `outcome` (N,) uint8. Reads the whole list once.
+    """All items of the list `source`: `ids` (N,) V16 and `outcome` (N,) uint8.
 
-    The first of several items with one id counts, the others are duplicates; those that differ from it in another
-    field are logged. Memory: 25 bytes an item, and the failures. Raises UserError if the list is unusable.
+    Of items with the same id, the first counts and the others are duplicates; duplicates with other fields are logged.
+    Memory: 25 bytes per item, and the failures. Items themselves would take 6 GB for ten million, so the list is read
+    again where they are needed, and each is checked to be the same. Raises UserError for an unusable list.
     """
 
     def __init__(self, source: Path, id_field: str, failed_path: Path) -> None:
         self.source, self.id_field, self.failed_path = source, id_field, failed_path
         self.failures: dict[int, dict[str, Any]] = {}  # index -> entry of the failures file
         self.n_differing = 0  # duplicates with other fields than the first
-        ids, hashes = bytearray(), []
+        ids, self._hashes = bytearray(), array.array("q")
         for index, item in enumerate(read_items(source)):
             try:
                 ids += item_id(item, id_field).bytes
             except ImageError as error:
                 ids += _NO_ID
                 self._add_failure(index, _url(item), error)
-            hashes.append(hash(json.dumps(item, sort_keys=True)))
+            self._hashes.append(_hash(item))
         self.ids = np.frombuffer(bytes(ids), "V16")
         self.outcome = np.full(len(self.ids), TODO, np.uint8)
         self.outcome[list(self.failures)] = FAILED
-        self._find_duplicates(np.array(hashes, np.int64))
+        self._find_duplicates()
         self._saved_at, self._n_saved = time.monotonic(), 0
         self._before = self._read_failures()
 
@@ -51,9 +55,9 @@ class Worklist:
         return len(self.ids)
 
     def settle(self, known: np.ndarray, retries: Callable[[str, str], bool]) -> None:
-        """Give the items that need no work their outcome: those in `known` (n,) V16, and lasting failures.
+        """Give an outcome to items that need no work: ids in `known` (n,) V16, and lasting failures.
 
-        `retries` tells of a (reason, detail) of an earlier run whether to try again.
+        `retries`: whether to try a failure of an earlier run again, from its (reason, detail).
         """
         self.outcome[(self.outcome == TODO) & np.isin(self.ids, known)] = KNOWN
         if not self._before:
@@ -69,17 +73,29 @@ class Worklist:
         self._before = {}
 
     def todo(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, item) of what is still to be done, read again from the list."""
+        """(index, item) of what is still to be done. Raises UserError if the list was rewritten."""
         if (self.outcome == TODO).any():
-            for index, item in enumerate(read_items(self.source)):
-                if index < len(self) and self.outcome[index] == TODO:
-                    yield index, item
+            yield from self._read_again(lambda index: bool(self.outcome[index] == TODO))
 
     def firsts(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, item) of every usable item, without the duplicates."""
+        """(index, item) of every usable item, without the duplicates. Raises UserError if the list was rewritten."""
+        yield from self._read_again(
+            lambda index: bool(self.outcome[index] != DUPLICATE) and self.ids[index].tobytes() != _NO_ID
+        )
+
+    def _read_again(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, Any]]]:
+        n = 0
         for index, item in enumerate(read_items(self.source)):
-            if self.outcome[index] != DUPLICATE and self.ids[index].tobytes() != _NO_ID:
+            if index == len(self):
+                LOG.warning("%s grew during this run; run again to embed its new items", self.source)
+                return
+            if is_wanted(index):
+                if _hash(item) != self._hashes[index]:
+                    break
                 yield index, item
+            n += 1
+        if n < len(self):
+            raise UserError(f"formatted data {self.source} was rewritten during this run, from item {n} on; run again")
 
     def store(self, index: int) -> None:
         self.outcome[index] = STORED
@@ -93,21 +109,21 @@ class Worklist:
             self.save()
 
     def save(self) -> None:
-        """Write the failures file: whatever is not embedded and why, in the list's order."""
+        """Write the failures file: every item that is not embedded, and why, in the list's order."""
+        entries = [entry for _, entry in sorted(self.failures.copy().items())]  # store() runs in another thread
         with replacing(self.failed_path) as file:
-            lines = (json.dumps(self.failures[index]) for index in sorted(self.failures))
             file.write("[")
-            for number, line in enumerate(lines):
-                file.write((",\n " if number else "\n ") + line)
-            file.write("\n]\n" if self.failures else "]\n")
-        self._saved_at, self._n_saved = time.monotonic(), len(self.failures)
+            for number, entry in enumerate(entries):
+                file.write((",\n " if number else "\n ") + json.dumps(entry))
+            file.write("\n]\n" if entries else "]\n")
+        self._saved_at, self._n_saved = time.monotonic(), len(entries)
 
     def count(self, *outcomes: int) -> int:
-        """How many items have one of these outcomes."""
+        """The number of items with one of these outcomes."""
         return int(np.isin(self.outcome, outcomes).sum())
 
     def reasons(self) -> list[tuple[str, int]]:
-        """(reason, number) of the failures, most frequent first."""
+        """(reason, number of items), most frequent first."""
         failed = np.isin(self.outcome, (FAILED, LASTING))
         counts = collections.Counter(e["reason"] for i, e in self.failures.items() if failed[i])
         return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))
@@ -116,38 +132,43 @@ class Worklist:
         self.failures[index] = {"index": index, "url": url, "reason": error.reason, "detail": error.detail}
         LOG.debug("%d %s: %s", index, url, error)
 
-    def _find_duplicates(self, hashes: np.ndarray) -> None:
+    def _find_duplicates(self) -> None:
         usable = np.flatnonzero(self.outcome == TODO)
         _, first, inverse = np.unique(self.ids[usable].view("S16"), return_index=True, return_inverse=True)
         first_of = usable[first[inverse]]
         again = usable != first_of
         self.outcome[usable[again]] = DUPLICATE
         for index, first_index in zip(usable[again].tolist(), first_of[again].tolist()):
-            if hashes[index] != hashes[first_index]:
+            if self._hashes[index] != self._hashes[first_index]:
                 LOG.debug("item %d has the id of item %d and other fields; the first counts", index, first_index)
                 self.n_differing += 1
         if self.n_differing:
             LOG.info("%d duplicates differ from the first item of their id; the log file names them", self.n_differing)
 
     def _read_failures(self) -> dict[str, dict[str, Any]]:
-        """url -> the entry that an earlier run wrote for it, but for bad records: each run finds these by itself."""
+        """url -> the entry of an earlier run, without bad records, which every run finds anew."""
         if not self.failed_path.exists():
             return {}
         fields = {"index": int, "url": str | None, "reason": str, "detail": str}
-        known = REASONS.keys() - {"bad_record"}
+        form = '[{"index": 0, "url": "https://...", "reason": "timeout", "detail": ""}, ...], as embed.py writes it'
         before = {}
-        for entry in read_list(self.failed_path, "failures file"):
+        for entry in read_list(self.failed_path, "failures file", form):
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in fields.items()):
-                raise UserError(f"failures file {self.failed_path} is not what embed.py writes; mend or remove it")
-            if entry["url"] is not None and entry["reason"] in known:
+                raise UserError(f"failures file {self.failed_path} has an entry of another form; it must be {form}")
+            if entry["url"] is not None and entry["reason"] in REASONS - {"bad_record"}:
                 before[entry["url"]] = entry
         return before
 
 
 def retry_rule(retry_failed: bool, allow_local: bool, respect_noai: bool) -> Callable[[str, str], bool]:
-    """Which failures of earlier runs are tried again: what can heal, what a setting now allows, or all."""
+    """Which failures of earlier runs to try again: those that can heal, those that a setting now allows, or all."""
     allowed = {"blocked_address": allow_local, "opted_out": not respect_noai}
     return lambda reason, detail: retry_failed or can_heal(reason, detail) or allowed.get(reason, False)
+
+
+def _hash(item: Any) -> int:
+    """The same for equal items within this process."""
+    return hash(json.dumps(item, sort_keys=True))
 
 
 def _url(item: Any) -> str | None:
