@@ -3,7 +3,7 @@
     python embed.py
 
 Reads FORMATTED_DATA_PATH; writes the collection in CHROMADB_PATH, the image cache and FAILED_DATA_PATH.
-Run it again to go on where it stopped, or to add what is new in the list.
+A second run continues a stopped one, and adds what is new in the list.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHRO
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, CONSTANTS.split())
     parser.add_argument("--retry-failed", action="store_true", help="try lasting failures again, too")
-    parser.add_argument("--refresh-metadata", action="store_true", help="bring stored metadata in line with the list")
-    parser.add_argument("--prune", action="store_true", help="remove what the list no longer holds from the store")
+    parser.add_argument("--refresh-metadata", action="store_true", help="replace stored metadata that the list changed")
+    parser.add_argument("--prune", action="store_true", help="remove stored records that are no longer in the list")
     parser.add_argument("--verify", action="store_true", help="compare list, journal and collection; embed nothing")
     return parser.parse_args(argv)
 
@@ -54,54 +55,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("embed", args.logs_dir_path)
-    check_numbers(args)
     work = Worklist(Path(args.formatted_data_path), args.id_field, Path(args.failed_data_path))
-    path, name = Path(args.chromadb_path), args.collection_name
-    place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
-    with hold(lock_path(path), f"the store {path}"), contextlib.closing(Store(path, name, place)) as store:
+    with open_store(args) as store:
         identity = check_model(store, args)
         work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
         if args.verify:
             return print_verification(work, store)
-        check_local_addresses(work, args)
-        refresh_metadata(work, store, args.refresh_metadata)
-        n_extra = prune(work, store, args.prune)
+        if not args.download_allow_local:
+            check_local_addresses(work)
+        if args.refresh_metadata:
+            refresh_metadata(work, store)
+        if args.prune:
+            prune(work, store)
         with cli.stoppable() as stop, saving(work, store):
             embed_missing(work, store, identity, args)
+        n_extra = len(np.setdiff1d(extra_ids(work, store), store.journal.gone))
     print_summary(work, n_extra, args)
     return stop.code or (0 if work.count(STORED, KNOWN) or not len(work) else 1)
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    for name in (
-        "batch_size",
-        "embed_ray_cpus_per_actor",
-        "download_workers",
-        "download_attempts",
-        "download_max_bytes",
-        "max_image_pixels",
-    ):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name.upper()} is {getattr(args, name)}; it must be 1 or more")
-    if args.download_timeout_s <= 0:
-        raise UserError(f"DOWNLOAD_TIMEOUT_S is {args.download_timeout_s}; it must be more than 0")
+@contextlib.contextmanager
+def open_store(args: argparse.Namespace) -> Iterator[Store]:
+    """The store, locked for the block."""
+    path, name = Path(args.chromadb_path), args.collection_name
+    place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
+    with hold(lock_path(path), f"the store {path}"), contextlib.closing(Store(path, name, place)) as store:
+        yield store
 
 
 def check_model(store: Store, args: argparse.Namespace) -> dict[str, str]:
-    """The identity of the model that is asked for; it must be the one that made what is stored."""
+    """The identity of the chosen model. Raises UserError if another model made what is stored."""
     identity = weights.identify(args.clip_model_name, args.clip_pretrained)
     if store.model and not same_model(store.model, identity):
+        model_name, pretrained = (shlex.quote(store.model.get(key, "")) for key in ("model_name", "pretrained"))
         raise UserError(
-            f"collection {args.collection_name} was made with {describe(store.model)}, and "
-            f"{describe(identity)} is asked for; use that model again, or another COLLECTION_NAME"
+            f"collection {args.collection_name} was made with {describe(store.model)}, and {describe(identity)} is "
+            f"asked for; add --clip-model-name {model_name} --clip-pretrained {pretrained}, or another COLLECTION_NAME"
         )
     return identity
 
 
-def check_local_addresses(work: Worklist, args: argparse.Namespace) -> None:
-    """Before model and network: what the list names on this machine will be refused, unless that is allowed."""
-    if args.download_allow_local:
-        return
+def check_local_addresses(work: Worklist) -> None:
+    """Report items on this machine or network, which will be refused, before the model is loaded."""
     local = [item["url"] for _, item in work.todo() if is_local(item["url"])]
     if not local:
         return
@@ -111,16 +106,14 @@ def check_local_addresses(work: Worklist, args: argparse.Namespace) -> None:
     LOG.warning("%s; they fail as blocked_address without --download-allow-local (DOWNLOAD_ALLOW_LOCAL)", finding)
 
 
-def refresh_metadata(work: Worklist, store: Store, is_on: bool) -> None:
-    """Bring stored metadata in line with the list: fields added, changed and removed."""
-    if not is_on:
-        return
-    stored = dict(store.journal.metadata())  # the last one of each id
+def refresh_metadata(work: Worklist, store: Store) -> None:
+    """Replace stored metadata that differs from the list's in any field."""
+    stored = dict(store.journal.metadata())  # a later change of an id replaces an earlier one
     changed = []
     for index, item in work.firsts():
         id_ = work.ids[index].tobytes()
         metadata = to_metadata(item)
-        if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, for 1, 1.0 and True are equal
+        if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, since 1 == 1.0 == True
             changed.append((id_, metadata))
     if changed:
         store.change_metadata(np.frombuffer(b"".join(id_ for id_, _ in changed), "V16"), [m for _, m in changed])
@@ -132,19 +125,24 @@ def _text(metadata: dict[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True)
 
 
-def prune(work: Worklist, store: Store, is_on: bool) -> int:
-    """Remove what the list no longer holds, if asked to; returns how many such records stay."""
-    extra = np.setdiff1d(store.own, work.ids)
-    if is_on and len(extra):
+def prune(work: Worklist, store: Store) -> None:
+    """Remove stored records that are no longer in the list."""
+    if len(extra := extra_ids(work, store)):
         store.remove(extra)
         print(f"pruned: {len(extra)} records that the list no longer holds")
-        return 0
-    return len(np.setdiff1d(extra, store.journal.gone))
+
+
+def extra_ids(work: Worklist, store: Store) -> np.ndarray:
+    """Ids (n,) V16 of stored records that are not in the list."""
+    return np.setdiff1d(store.own, work.ids)
 
 
 @contextlib.contextmanager
 def saving(work: Worklist, store: Store) -> Iterator[None]:
-    """However the block ends, bring failures file and index up to date; the index not after an error of the disk."""
+    """Write the failures file and update the index after the block, also when the block is stopped or fails.
+
+    After an error the index is left for the next run: the disk may be full.
+    """
     try:
         yield
     except Exception:
@@ -160,9 +158,18 @@ def saving(work: Worklist, store: Store) -> Iterator[None]:
 
 
 def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
-    """Embed and store what is still to be done, in this process or on Ray."""
+    """Embed and store the items that are still to do, in this process or on Ray."""
     if not work.count(TODO):
         return
+    plan = make_plan(store, args)
+    if not args.embed_ray_address:
+        run.embed_todo(work, store, identity, plan)
+        return
+    with ray_run.cluster(args.embed_ray_address):
+        ray_run.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
+
+
+def make_plan(store: Store, args: argparse.Namespace) -> Plan:
     limits = DownloadLimits(
         args.download_timeout_s,
         args.download_attempts,
@@ -170,7 +177,7 @@ def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: 
         args.download_allow_local,
         args.download_respect_noai,
     )
-    plan = Plan(
+    return Plan(
         (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
         store.model.get("precision", ""),
         limits,
@@ -180,33 +187,29 @@ def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: 
         args.download_workers_per_host,
         args.batch_size,
     )
-    if not args.embed_ray_address:
-        run.embed_todo(work, store, identity, plan)
-        return
-    with ray_run.cluster(args.embed_ray_address):
-        ray_run.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
 
 
 def print_verification(work: Worklist, store: Store) -> int:
+    """Print how list, journal and collection compare. Returns the exit code: 0 if nothing differs."""
     compared, differing = store.compare()
     held = len(store.known) - len(store.journal.gone)
     no_longer = len(np.setdiff1d(store.known, work.ids))
-    n_failed = len(work.failures)  # of this list, by an earlier run
-    n_lacking = work.count(TODO, FAILED, LASTING) - n_failed
+    n_failed = len(work.failures)  # of items in this list, in an earlier run
+    n_missing = work.count(TODO, FAILED, LASTING) - n_failed
     rows = {
         "input": f"{len(work)} items, {work.count(DUPLICATE)} of them duplicates",
         "failed": f"{n_failed}",
         "journal": f"{len(store.known)}, {no_longer} of them no longer in the input",
         "collection": f"{store.count}",
         "vectors compared": f"{compared}",
-        "differences": f"{len(differing) + abs(store.count - held) + n_lacking}",
+        "differences": f"{len(differing) + abs(store.count - held) + n_missing}",
     }
     for name, value in rows.items():
         print(f"{name:18} {value}")
     if rows["differences"] == "0":
         return 0
     if differing and not isinstance(store.place, Server):
-        print(f"remove {store.path / 'chroma.sqlite3'}, and the next run makes the collection anew from the journal")
+        print(f"to rebuild the collection from the journal, delete {store.path / 'chroma.sqlite3'} and run again")
     return 1
 
 
@@ -217,17 +220,17 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
         f"{work.count(TODO)} not reached"
     )
     if reasons := work.reasons():
-        told = ", ".join(f"{reason} {n}" for reason, n in reasons)
-        print(f"failures, listed in {args.failed_data_path}: {told}")
+        counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
+        print(f"failures, listed in {args.failed_data_path}: {counts}")
     if work.count(LASTING):
         print("failures from before are tried again with --retry-failed")
     if n_extra:
         print(f"{n_extra} stored records are no longer in the list; --prune removes them")
-    files, size = ImageCache(args.image_cache_dir_path, 0).size()
     if args.image_cache_dir_path:
+        files, size = ImageCache(args.image_cache_dir_path, 0).size()
         print(f"image cache {args.image_cache_dir_path}: {files} files, {size / 1e6:.1f} MB")
     if work.count(STORED) and behind_proxy():
-        print("a proxy was used: resolved addresses were the proxy's to check")
+        print("a proxy was used; the proxy checks resolved addresses, not embed.py")
 
 
 if __name__ == "__main__":

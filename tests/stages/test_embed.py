@@ -97,6 +97,7 @@ def test_a_list_from_first_run_to_prune(
     other = run_here("embed.py", "--download-allow-local", "--clip-pretrained", "openai")
     assert other.returncode == 2
     assert "collection images was made with" in other.stderr and "openai is asked for" in other.stderr
+    assert f"add --clip-model-name {offline_model_name} --clip-pretrained '', or" in other.stderr
 
 
 def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path: Path, run_script: RunScript):
