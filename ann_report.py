@@ -1,4 +1,4 @@
-"""Stage 5: report how far the annotation is, how good the neighbors are, and where judgments contradict each other.
+"""Stage 5: report the progress of the annotation, the quality of the neighbors, and contradictions.
 
     python ann_report.py [--compare-collection NAME]
 
@@ -23,10 +23,14 @@ from utils.images.copies import make_thumbnails, remove_other_thumbnails
 from utils.items.formatted import restore_item
 from utils.log import bar, start_log
 from utils.report import page
-from utils.report.figures import Figures, Material, compare, measure
-from utils.report.sections import sections, shown_conflicts, shown_records
+from utils.report.figures import Figures, ReportData, compare, measure
 from utils.store import collection
 from utils.store.server import choose
+
+MEASURES = {  # key of the figures -> words
+    "average_precision": "average precision, of judged images",
+    "ordered_pairs": "pairs in order (a kept image is more similar than a deleted one of its group)",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,23 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     records = read_records(Path(args.annotated_data_path))
     if not records:
         raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
-    material = read_material(records, args, args.collection_name)
-    past = Path(args.ann_history_path) if args.ann_history_path else None
-    figures = measure(material, history.read_events(past))
+    data = read_data(records, args, args.collection_name)
+    history_path = Path(args.ann_history_path) if args.ann_history_path else None
+    figures = measure(data, history.read_events(history_path))
     if args.compare_collection:
-        rival = read_material(records, args, args.compare_collection)
-        figures["comparison"] = compare(material, rival, args.compare_collection)
-    folder = Path(args.ann_report_dir_path)
-    pictured = make_pictures(material, figures, folder, args)
-    write_json(folder / "report.json", figures)
-    with replacing(folder / "report.html") as file:
-        page.write_page(file, f"Annotations of {args.collection_name}", sections(material, figures, pictured))
-    remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
-    print_summary(folder, figures)
+        other = read_data(records, args, args.compare_collection)
+        figures["comparison"] = compare(data, other, args.compare_collection)
+    write_report(data, figures, Path(args.ann_report_dir_path), args)
+    print_summary(Path(args.ann_report_dir_path), figures)
     return 0
 
 
-def read_material(records: list[Record], args: argparse.Namespace, name: str) -> Material:
+def read_data(records: list[Record], args: argparse.Namespace, name: str) -> ReportData:
     judged = {id_ for record in records for id_ in (*record["pos"], *record["neg"])}
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with collection.reading(place, name) as images:
@@ -70,34 +69,38 @@ def read_material(records: list[Record], args: argparse.Namespace, name: str) ->
         vectors = neighbors.normalize(collection.read_vectors(images, ids))
         items = dict(zip(ids, map(restore_item, collection.read_metadata(images, ids))))
         ranked = rank(records, {id_: row for row, id_ in enumerate(ids)}, vectors)
-        return Material(records, ranked, n_images, dict(images.metadata or {}), items)
+        return ReportData(records, ranked, n_images, dict(images.metadata or {}), items)
 
 
-def make_pictures(material: Material, figures: Figures, folder: Path, args: argparse.Namespace) -> set[str]:
-    """Ids that have a picture now."""
-    ids = {id_ for record in shown_records(material) for id_ in (*record["pos"], *record["neg"])}
-    ids.update(id_ for shown in shown_conflicts(figures) for id_ in shown)
+def write_report(data: ReportData, figures: Figures, folder: Path, args: argparse.Namespace) -> None:
+    """Thumbnails first: what the page and report.json name is there when they appear."""
+    ids = page.shown_ids(data, figures)
     cache = ImageCache(args.image_cache_dir_path, 0)
     with bar(len(ids), "thumbnails", "image") as progress:
-        made = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
-    figures["progress"]["shown_without_picture"] = len(ids) - len(made)
-    return made
+        pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
+    figures["progress"]["shown_without_picture"] = len(ids) - len(pictured)
+    write_json(folder / "report.json", figures)
+    with replacing(folder / "report.html") as file:
+        page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictured)
+    remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
 
 
 def print_summary(folder: Path, figures: Figures) -> None:
     print(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in figures["progress"].items()))
     conflicts = figures["conflicts"]
     print(f"contradictions: {len(conflicts['pairs'])} pairs, {len(conflicts['chains'])} chains")
-    for key, what in (("average_precision", "average precision"), ("ordered_pairs", "kept above deleted")):
-        print(f"{what}, of judged items: {told(figures[key])}")
+    for key, words in MEASURES.items():
+        print(f"{words}: {format_estimate(figures[key])}")
         if "comparison" in figures:
             found = figures["comparison"][key]
-            name = figures["comparison"]["collection"]
-            print(f"  {name}: {told(found['other'])}, difference {told(found['other_minus_this'])}")
+            difference = format_estimate(found["other_minus_this"])
+            print(
+                f"  {figures['comparison']['collection']}: {format_estimate(found['other'])}, difference {difference}"
+            )
     print(f"report: {folder / 'report.html'}; figures: {folder / 'report.json'}")
 
 
-def told(estimate: Figures) -> str:
+def format_estimate(estimate: Figures) -> str:
     value, low, high, n = estimate.values()
     return "no group has both" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}] over {n} groups"
 

@@ -1,1 +1,1 @@
-"""The report: figures from the records, and the page that shows them."""
+"""The report: figures from records and history, and the page that shows them."""

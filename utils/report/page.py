@@ -1,121 +1,92 @@
-"""The report as one HTML page that asks the network for nothing; every text that comes from users is escaped."""
+"""The report's page: charts, contradictions and groups as values for the template report.html."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from typing import IO, Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
-from utils.images.copies import THUMBNAIL_SIDE, thumbnail_path
+import jinja2
+
+from utils.images.copies import thumbnail_path
+from utils.report.figures import Figures, ReportData
 
 THUMBNAILS = "thumbnails"  # folder beside the page
-MAX_LINE, MAX_HOVER = 200, 1_000  # characters of metadata shown on hover, of a field and of all
-STYLE = """
-:root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff }
-body { max-width: 1200px; margin: 0 auto; padding: 1rem } h1, h2, h3 { line-height: 1.2 } a { color: #0b5394 }
-svg { width: 100%; max-width: 720px; height: auto; font-size: 12px; display: block }
-table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .15rem .7rem; border-bottom: 1px solid #bbb }
-td { text-align: right; font-variant-numeric: tabular-nums } th[scope=row] { text-align: left; font-weight: 400 }
-.row { display: flex; flex-wrap: wrap; gap: .5rem } figure { margin: 0; width: 136px; font-size: .8rem }
-#about { position: fixed; left: 0; right: 0; bottom: 0; margin: 0; padding: .5rem 1rem; white-space: pre-line;
-background: #1b1b1b; color: #fff; max-height: 40vh; overflow: auto; overflow-wrap: anywhere }
-figure img, .none { width: 128px; height: 128px; object-fit: contain; background: #eee; display: block }
-.none { display: grid; place-content: center; text-align: center; color: #444 }
-figure img, figure .none { border: 4px solid #1b1b1b } .kept img, .kept .none { border-color: #38761d }
-.deleted img, .deleted .none { border: 4px dashed #b45f06 }
-.group { content-visibility: auto; contain-intrinsic-size: auto 420px; margin: 1rem 0 }
-.filter { position: sticky; top: 0; background: #fff; padding: .5rem 0; z-index: 1 } input { font: inherit }
-:focus-visible { outline: 3px solid #0b5394; outline-offset: 2px }
-"""
-SCRIPT = """
-const input = document.getElementById('filter'), count = document.getElementById('count');
-const about = document.getElementById('about'), groups = [...document.querySelectorAll('.group')];
-const near = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
-  near.unobserve(entry.target);
-  entry.target.querySelectorAll('img[data-src]').forEach(image => { image.src = image.dataset.src; });
-  entry.target.querySelectorAll('figure').forEach((figure, i) => { figure.tabIndex = i ? -1 : 0; });
-}), {rootMargin: '1000px'});
-document.querySelectorAll('.group, :not(.group) > .row').forEach(row => near.observe(row));
-
-let texts;
-function textsOf(group) {
-  const lines = [...group.querySelectorAll('figure')].map(figure => figure.title.toLowerCase().split('\\n'));
-  const ids = lines.map(listed => listed.pop());
-  return {ids, metadata: lines.flat().join('\\n')};
-}
-function fits(group, i, query) {
-  const number = /^(?:group\\s*|#)(\\d+)$/.exec(query);
-  if (number) return group.id === `group${Number(number[1])}`;
-  texts ??= groups.map(textsOf);
-  return query.split(/\\s+/).every(word => texts[i].metadata.includes(word) ||
-    word.length >= 8 && texts[i].ids.some(id => id.startsWith(word)));
-}
-input.addEventListener('input', () => {
-  const query = input.value.trim().toLowerCase();
-  groups.forEach((group, i) => { group.hidden = query !== '' && !fits(group, i, query); });
-  count.textContent = `${groups.filter(group => !group.hidden).length} of ${groups.length} groups`;
-});
-input.disabled = false;
-
-document.addEventListener('focusin', event => {
-  about.hidden = !event.target.matches('figure:focus-visible');
-  about.textContent = event.target.title;
-});
-document.addEventListener('focusout', () => { about.hidden = true; });
-document.addEventListener('keydown', event => {
-  const figure = event.target.closest('figure');
-  const way = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
-  if (figure && way) figure[way]?.focus();
-  if (event.key === 'Escape') about.hidden = true;
-});
-"""
-FILTER = """<p class="filter"><label for="filter">Only groups with these words in their metadata, or group 12, or an id
-(8 characters or more of its beginning):</label>
-<input id="filter" type="search" size="30" disabled> <span id="count" role="status"></span></p>
-<p>By keyboard: Tab goes from group to group, the arrow keys from image to image, and what is known of it is shown.</p>
-<noscript><p>The filter, and pictures far down, need JavaScript.</p></noscript>
-"""
-ABOUT = '<p id="about" aria-hidden="true" hidden></p>'  # a screen reader has it already, from the figure itself
+MAX_GROUPS = 2_000  # groups with pictures, the latest: a browser still opens the page in seconds
+NEAR_GROUPS = 100  # the first of these load without the page's script, which loads the others on approach: a page with
+# 20,000 images of `loading="lazy"` takes seconds more to open
+MAX_CONFLICTS = 50  # contradictions of a kind with pictures; report.json has all
+MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
+BUFFERED = 1_000  # parts of the page rendered between two writes
+LEFT, RIGHT, TOP, BOTTOM = 56, 704, 36, 268  # a chart's plot within 720 x 320 units
+MAX_X_TICKS, N_Y_TICKS = 20, 5
 
 
-def write_page(file: IO[str], title: str, sections: Iterable[str]) -> None:
-    """The page. Its policy lets the browser run this script and no other, and load images only."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    file.write(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n"
+class Image(NamedTuple):
+    """One picture with its caption."""
+
+    kind: str  # main, kept or deleted
+    caption: str
+    title: str  # metadata, shown on hover; the last line is the id
+    source: str  # relative path of the thumbnail, "" if there is none
+
+
+class SheetGroup(NamedTuple):
+    """The contact sheet of one record."""
+
+    number: int
+    n_kept: int
+    n_deleted: int
+    images: list[Image]
+    is_far: bool
+
+
+class Series(NamedTuple):
+    """Points in a chart's units: a filled area and a line."""
+
+    name: str
+    area: str
+    line: str
+
+
+class Chart(NamedTuple):
+    """What the template draws."""
+
+    title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    series: list[Series]
+    mark: tuple[float, str] | None = None
+
+
+def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pictured: set[str]) -> None:
+    """Render the page piece by piece: groups are made as they are written. `pictured`: ids that have a thumbnail."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    file.writelines(sections)
-    file.write(f"</main>{ABOUT}<script>{SCRIPT}</script></body></html>\n")
+    environment.filters |= {"cell": cell, "words": lambda name: name.replace("_", " "), "sha256": sha256}
+    page = environment.get_template("report.html").stream(
+        title=title,
+        figures=figures,
+        rank_chart=rank_chart(figures),
+        threshold_chart=threshold_chart(figures),
+        conflicts=conflict_images(data, figures, pictured),
+        groups=sheet_groups(data, pictured),
+        max_conflicts=MAX_CONFLICTS,
+        max_groups=MAX_GROUPS,
+    )
+    page.enable_buffering(BUFFERED)
+    file.writelines(page)
 
 
-def section(heading: str, *parts: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "</section>\n"
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The first column names the row."""
-    lines = ["".join(f'<th scope="col">{escape(name)}</th>' for name in head)]
-    for first, *rest in rows:
-        cells = "".join(f"<td>{escape(cell_text(cell))}</td>" for cell in rest)
-        lines.append(f'<th scope="row">{escape(cell_text(first))}</th>{cells}')
-    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
-
-
-def details(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
-
-
-def cell_text(value: Any) -> str:
+def cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -123,31 +94,110 @@ def cell_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def figure(id_: str, kind: str, caption: str, hover: str, has_thumbnail: bool, is_far: bool = False) -> str:
-    """One image; `kind` is main, kept or deleted.
-
-    `is_far`, a long way down, leaves it to the script to load the picture when its row comes near: a page with 20,000
-    images of `loading="lazy"` takes seconds more to open.
-    """
-    if has_thumbnail:
-        size = f'width="{THUMBNAIL_SIDE}" height="{THUMBNAIL_SIDE}"'
-        source = "data-src" if is_far else 'loading="lazy" src'
-        picture = f'<img {source}="{THUMBNAILS}/{thumbnail_path(id_)}" {size} alt="{escape(caption)}">'
-    else:
-        picture = '<div class="none">no image in the cache</div>'
-    title = escape(f"{hover[:MAX_HOVER]}\n{id_}".strip())
-    return f'<figure class="{kind}" title="{title}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+def sha256(text: str) -> str:
+    """Of a script, as a Content-Security-Policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def hover_text(item: Mapping[str, Any]) -> str:
-    """Metadata as people read it: a line a field."""
+# --- images -----------------------------------------------------------------------------------------------------------
+def shown_conflicts(figures: Figures) -> list[tuple[str, ...]]:
+    """Contradictions that get pictures: two ids or three."""
+    pairs = [tuple(pair) for pair in figures["conflicts"]["pairs"][:MAX_CONFLICTS]]
+    return pairs + [tuple(chain.values()) for chain in figures["conflicts"]["chains"][:MAX_CONFLICTS]]
+
+
+def shown_ids(data: ReportData, figures: Figures) -> set[str]:
+    """Images on the page."""
+    ids = {id_ for record in data.records[-MAX_GROUPS:] for id_ in (*record["pos"], *record["neg"])}
+    return ids.union(*shown_conflicts(figures))
+
+
+def conflict_images(data: ReportData, figures: Figures, pictured: set[str]) -> Iterator[list[Image]]:
+    for ids in shown_conflicts(figures):
+        roles = ("a", "b: like a and like c", "c: not like a") if len(ids) == 3 else ("a", "b: like a, and not")
+        yield [image(data, id_, "main", role, pictured) for id_, role in zip(ids, roles)]
+
+
+def sheet_groups(data: ReportData, pictured: set[str]) -> Iterator[SheetGroup]:
+    """Contact sheets, the latest group first."""
+    n = len(data.records)
+    for number in range(n - 1, max(n - MAX_GROUPS, 0) - 1, -1):
+        record = data.records[number]
+        images = [image(data, *listed, pictured) for listed in captions(data, number)]
+        yield SheetGroup(number, len(record["pos"]) - 1, len(record["neg"]), images, n - number > NEAR_GROUPS)
+
+
+def captions(data: ReportData, number: int) -> Iterator[tuple[str, str, str]]:
+    """(id, kind, caption) of a group: the main image, then by similarity, then what left the collection."""
+    record, group = data.records[number], data.judged[number]
+    yield record["pos"][0], "main", "main image"
+    for j, (id_, similarity, is_kept) in enumerate(zip(group.items, group.similarities, group.kept), 1):
+        kind = "kept" if is_kept else "deleted"
+        yield id_, kind, f"{j}: {kind}, {similarity:.3f}"
+    present = set(group.items)
+    for kind, ids in (("kept", record["pos"][1:]), ("deleted", record["neg"])):
+        yield from ((id_, kind, f"{kind}, no longer in the collection") for id_ in ids if id_ not in present)
+
+
+def image(data: ReportData, id_: str, kind: str, caption: str, pictured: set[str]) -> Image:
+    metadata = metadata_text(data.items.get(id_, {}))[:MAX_TITLE]
+    source = f"{THUMBNAILS}/{thumbnail_path(id_)}" if id_ in pictured else ""
+    return Image(kind, caption, f"{metadata}\n{id_}".strip(), source)
+
+
+def metadata_text(item: Mapping[str, Any]) -> str:
+    """One line per field."""
     lines = (" ".join(f"{name}: {value}".split()) for name, value in item.items())
     return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…" for line in lines)
 
 
-def row(figures: Iterable[str]) -> str:
-    return f'<div class="row">{"".join(figures)}</div>'
+# --- charts -----------------------------------------------------------------------------------------------------------
+def rank_chart(figures: Figures) -> Chart | None:
+    """Keep rate and precision over ranks, with their intervals as bands."""
+    found = (("kept at rank j", figures["keep_rate_by_rank"]), ("precision@j", figures["precision_at"]))
+    n = len(figures["precision_at"])
+    if not n:
+        return None
+    step = (RIGHT - LEFT) / max(1, n - 1)
+    x_ticks = [(round(LEFT + i * step, 1), str(i + 1)) for i in range(n)]
+    series = []
+    for name, estimates in found:
+        known = [(LEFT + i * step, one) for i, one in enumerate(estimates) if one["value"] is not None]
+        band = [(x, one["high"]) for x, one in known] + [(x, one["low"]) for x, one in reversed(known)]
+        series.append(Series(name, points(band, 1), points([(x, one["value"]) for x, one in known], 1)))
+    return Chart("Keep rate by rank", thinned(x_ticks), y_ticks(1, "{:.1f}".format), series)
 
 
-def group(number: int, heading: str, figures: Iterable[str]) -> str:
-    return f'<section class="group" id="group{number}"><h3>{escape(heading)}</h3>{row(figures)}</section>\n'
+def threshold_chart(figures: Figures) -> Chart | None:
+    """Histograms of the kept and the deleted, with the threshold as a mark."""
+    if not figures["threshold"]:
+        return None
+    bins, threshold = figures["similarity_histogram"], figures["threshold"]["similarity"]
+    edges = bins["edges"]
+    scale = (RIGHT - LEFT) / (edges[-1] - edges[0])
+    across = [LEFT + (edge - edges[0]) * scale for edge in edges]
+    top = max([1, *bins["positives"], *bins["hard_negatives"]])
+    series = []
+    for name, counts in (("kept", bins["positives"]), ("deleted", bins["hard_negatives"])):
+        steps = [(x, count) for pair, count in zip(itertools.pairwise(across), counts) for x in pair]
+        outline = points([(across[0], 0), *steps, (across[-1], 0)], top)
+        series.append(Series(name, outline, outline))
+    x_ticks = [(round(x, 1), f"{edge:.2f}") for x, edge in zip(across, edges)][:: max(1, len(edges) // 10)]
+    mark = (round(LEFT + (threshold - edges[0]) * scale, 1), f"{threshold:.3f}")
+    return Chart("Similarity to the main image", x_ticks, y_ticks(top, "{:,.0f}".format), series, mark)
+
+
+def y_ticks(top: float, label: Callable[[float], str]) -> list[tuple[float, str]]:
+    return [(round(height(top * i / N_Y_TICKS, top), 1), label(top * i / N_Y_TICKS)) for i in range(N_Y_TICKS + 1)]
+
+
+def thinned(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    return ticks[:: max(1, len(ticks) // MAX_X_TICKS)]
+
+
+def height(value: float, top: float) -> float:
+    return BOTTOM - value / top * (BOTTOM - TOP)
+
+
+def points(corners: Sequence[tuple[float, float]], top: float) -> str:
+    return " ".join(f"{x:.1f},{height(value, top):.1f}" for x, value in corners)

@@ -1,4 +1,4 @@
-"""Figures about judged groups, each with a 95% interval from resampling whole groups."""
+"""Estimates from judged groups, each with a 95% interval from resampling whole groups."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ MAX_RANK = 50
 
 
 class Estimate(NamedTuple):
-    """A figure and its interval; None where there is nothing to compute it from."""
+    """A figure with its interval; None without data."""
 
     value: float | None
     low: float | None
     high: float | None
-    n: int  # groups it rests on
+    n: int  # groups in it
 
 
 class Threshold(NamedTuple):
-    """The similarity that separates kept from deleted best: the mean of both shares on the right side is largest."""
+    """The similarity that separates kept and deleted best: the mean of the two shares is largest."""
 
     similarity: float
-    kept_above: float  # share of the kept that are at or above it
-    deleted_below: float
-    auc: float  # probability that a kept one is more similar than a deleted one, over all groups
+    kept_above: float  # share of the kept at or above it
+    deleted_below: float  # share of the deleted below it
+    auc: float  # probability that a kept image is more similar than a deleted one, over all groups
 
 
 def ratios(above: np.ndarray, below: np.ndarray, seed: int = 0) -> list[Estimate]:
-    """Per column sum(above) / sum(below), both (G, K). Source: percentile bootstrap (Efron 1979) over the G groups.
+    """sum(above) / sum(below) per column, both (G, K), with percentile bootstrap intervals (Efron 1979).
 
-    Groups, not items, are drawn, as the items of a group share its main image.
+    Groups are resampled, not items: items of one group share its main image and are not independent.
     """
     n_groups, n_columns = below.shape
     if not n_groups:
@@ -61,13 +61,13 @@ def ratios(above: np.ndarray, below: np.ndarray, seed: int = 0) -> list[Estimate
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of one value a group. Of differences between two models: the paired interval."""
+    """The mean of one value per group. For differences between two models the interval is the paired one."""
     column = np.array(values, dtype=np.float64)[:, None]
     return ratios(column, np.ones_like(column))[0]
 
 
 def by_rank(groups: Sequence[Judged]) -> tuple[list[Estimate], list[Estimate]]:
-    """Keep rate at each rank, and precision@j: the share kept among the first j, of groups that have j items."""
+    """Keep rate at rank j, and precision@j, the kept share of the first j; both over groups with j items or more."""
     width = min(MAX_RANK, max((len(group.items) for group in groups), default=0))
     kept, there = np.zeros((len(groups), width)), np.zeros((len(groups), width))
     for row, group in enumerate(groups):
@@ -77,13 +77,13 @@ def by_rank(groups: Sequence[Judged]) -> tuple[list[Estimate], list[Estimate]]:
 
 
 def average_precision(kept: Sequence[bool]) -> float:
-    """Of one ranking of judged items, at least one of them kept."""
+    """Average precision of one ranking, most similar first, with at least one kept item."""
     hits = np.flatnonzero(kept)
     return float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
 
 
 def ordered_share(group: Judged) -> float:
-    """The share of pairs (kept, deleted) of a group in which the kept one is more similar; a tie counts half."""
+    """The share of a group's pairs (kept, deleted) whose kept item is more similar; a tie counts half."""
     kept = np.array([s for s, is_kept in zip(group.similarities, group.kept) if is_kept])
     deleted = np.array([s for s, is_kept in zip(group.similarities, group.kept) if not is_kept])
     difference = kept[:, None] - deleted
@@ -95,7 +95,7 @@ def is_two_sided(group: Judged) -> bool:
 
 
 def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> Threshold | None:
-    """Of the similarities (n,) of kept and (m,) of deleted items; None if one side is empty."""
+    """The best threshold for similarities (n,) of kept and (m,) of deleted items; None if either is empty."""
     if not (len(kept) and len(deleted)):
         return None
     kept, deleted = np.sort(kept), np.sort(deleted)
