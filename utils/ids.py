@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _UUID = r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}"
 _WHOLE = re.compile(_UUID, re.IGNORECASE)
@@ -25,6 +27,8 @@ def in_name(name: str) -> list[str]:
 
 def to_ids(texts: Sequence[str]) -> np.ndarray:
     """Lower-case uuids with hyphens -> (n,) V16. Raises ValueError for any other text."""
+    import numpy as np  # ann_dirload.py starts without it
+
     digits = "".join(texts).replace("-", "")
     ids = np.frombuffer(bytes.fromhex(digits) if len(digits) == 32 * len(texts) else b"", "V16")
     if from_ids(ids) != list(texts):

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -411,15 +411,15 @@ def test_two_at_a_time_in_one_folder_are_one_too_many(ids):
 def test_a_full_disk_leaves_complete_directories_and_a_rerun_goes_on(ids, monkeypatch):
     dirrify("--ann-dirrify-dir-path", "whole", n_dirs=8)
     fitting = {ROOT / f".{main}.part" for main in list(read_samples(Path("whole")))[:3]}
-    place = dir_images._place
+    write_copy = dir_images.write_copy
 
-    def fill_disk(file: BinaryIO, folder: Path, *args: Any) -> None:
-        if folder not in fitting:
+    def fill_disk(file: BinaryIO, stem: Path) -> None:
+        if stem.parent not in fitting:
             raise OSError(errno.ENOSPC, "No space left on device", "x.jpg")
-        place(file, folder, *args)
+        write_copy(file, stem)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(dir_images, "_place", fill_disk)
+        patch.setattr(dir_images, "write_copy", fill_disk)
         dirrify(n_dirs=8)
     assert len(read_samples()) == 3
     assert dirrify(n_dirs=8) == 0
