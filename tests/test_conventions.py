@@ -7,6 +7,7 @@ import graphlib
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -244,3 +245,24 @@ def test_readme_names_every_switch():
 
 def test_readme_says_what_to_do_about_every_reason():
     assert not [reason for reason in REASONS if f"`{reason}`" not in readme()]
+
+
+# --- utils/README.md tells the way of a record ------------------------------------------------------------------------
+WAYS = {
+    "embed": "## The way of a record through embed.py",
+    "ann_dirload": "## The way of a kept id through ann_dirload.py",
+}
+
+
+@pytest.mark.parametrize("script", WAYS)
+def test_the_ways_in_utils_readme_enter_modules_that_exist_and_import_each_other(script):
+    text = (ROOT / "utils" / "README.md").read_text(encoding="utf-8")
+    section = text.split(WAYS[script])[1].split("\n## ")[0].strip()
+    assert len(section.splitlines()) <= 17  # 15 of the way itself
+    entered = list(dict.fromkeys(re.findall(r"`(\w+/\w+)`", section)))
+    reached = imports(ROOT / f"{script}.py")
+    for name in entered:
+        assert (ROOT / "utils" / f"{name}.py").exists(), name
+    for name in entered:
+        reached |= imports(ROOT / "utils" / f"{name}.py")
+    assert {f"utils.{name.replace('/', '.')}" for name in entered} <= reached
