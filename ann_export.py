@@ -9,6 +9,7 @@ Reads ANNOTATED_DATA_PATH, the collection and the image cache; writes ANN_EXPORT
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from utils.annotation import neighbors
 from utils.annotation.records import read_records
 from utils.errors import UserError
 from utils.export import formats
-from utils.export.groups import ExportData, LeftOut, pairs, rank_queries, select_groups
+from utils.export.groups import ExportData, LeftOut, empty_reason, pairs, rank_queries, select_groups
 from utils.export.splits import check_shares, split_items
 from utils.files import replacing
 from utils.images.cache import ImageCache
@@ -79,8 +80,9 @@ def read_data(args: argparse.Namespace) -> ExportData:
         values = read_values(images, present, args)
     row_of = {id_: row for row, id_ in enumerate(ids)}
     settings = args.ann_export_near_duplicate, args.ann_export_split, args.ann_export_seed
-    split_of = split_items(records, row_of, vectors, *settings)
-    return ExportData(records, ids, vectors, {id_: value for id_, value in zip(present, values) if value}, split_of)
+    split_of, n_clusters = split_items(records, row_of, vectors, *settings)
+    value_of = {id_: value for id_, value in zip(present, values) if value}
+    return ExportData(records, ids, vectors, value_of, split_of, n_clusters)
 
 
 def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Sequence[str]:
@@ -90,7 +92,7 @@ def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Se
     if args.ann_export_value == "url":
         return collection.read_urls(images, ids)
     cache = ImageCache(args.image_cache_dir_path, 0)
-    return [path.as_posix() if (path := cache.find(id_)) else "" for id_ in ids]
+    return [path.absolute().as_posix() if (path := cache.find(id_)) else "" for id_ in ids]
 
 
 def write_pairs(data: ExportData, folder: Path) -> int:
@@ -102,13 +104,21 @@ def write_pairs(data: ExportData, folder: Path) -> int:
 
 
 def write_splits(data: ExportData, args: argparse.Namespace) -> int:
-    """Write one file per split; remove files of earlier splits, which would leak."""
-    name, folder, splits = args.ann_export_format, Path(args.ann_export_dir_path), args.ann_export_split
-    groups, left_out = select_groups(data, formats.FORMATS[name].needs_both)
-    extensions = [formats.FORMATS[name].extension, *([formats.RUN_EXTENSION] if name == formats.QRELS else [])]
-    with formats.replacing_all(folder, name, [f"{name}.{split}.{end}" for split in splits for end in extensions]):
-        n_rows = sum(write_split(name, split, groups.get(split, []), data, folder) for split in splits)
+    """Write one file per split that has groups; remove files of other splits, which would leak."""
+    name, folder, shares = args.ann_export_format, Path(args.ann_export_dir_path), args.ann_export_split
+    kind = formats.FORMATS[name]
+    groups, left_out = select_groups(data, kind.needs_both)
+    extensions = [kind.extension, *([formats.RUN_EXTENSION] if name == formats.QRELS else [])]
+    names = {split: [f"{name}.{split}.{extension}" for extension in extensions] for split in shares}
+    wanted = [file for split in groups for file in names[split]]
+    with formats.replacing_all(folder, name, wanted, [file for listed in names.values() for file in listed]):
+        n_rows = sum(write_split(name, split, groups[split], data, folder) for split in shares if split in groups)
+    for split in shares:
+        if split not in groups:
+            print(f"{folder / names[split][0]}: not written, {empty_reason(split, shares[split], data)}")
     print_left_out(left_out, NO_VALUE[args.ann_export_value])
+    if kind.opens_images and args.ann_export_value != "id":
+        print_texts(formats.count_texts(group for listed in groups.values() for group in listed))
     return n_rows
 
 
@@ -132,6 +142,15 @@ def print_left_out(left_out: LeftOut, no_value: str) -> None:
         print(f"negatives left out: {left_out.other_split}, which lie in another split than their group")
     if left_out.contradictory:
         print(f"negatives left out: {left_out.contradictory}, which are positives of the same record")
+
+
+def print_texts(counts: Counter[str]) -> None:
+    if counts:
+        listed = ", ".join(f"{extension}: {n}" for extension, n in counts.most_common())
+        print(
+            f"{counts.total()} names of images ({listed}) would be embedded as text by sentence-transformers: open the "
+            "images yourself, as tests/benchmarks/load_exports.py does"
+        )
 
 
 def print_ids(noun: str, ids: Collection[str], fate: str, reason: str) -> None:

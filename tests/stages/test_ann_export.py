@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ann_export
-from tests.benchmarks import labeled_sets, metric_learning
+from tests.benchmarks import labeled_sets, load_exports, metric_learning
 from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors, tree
 from utils.errors import UserError
 from utils.export import formats
@@ -28,6 +28,7 @@ N = 60
 N_VIEWS = 180
 OUT = Path("data/export")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
+NO_EXTRAS = "tests/requirements-extra.txt is not installed"
 IDS = [id_of(str(i)) for i in range(12)]
 
 
@@ -78,8 +79,10 @@ def annotations(draw):
 
 def make_data(drawn):
     records, there, vectors, seed = drawn
-    split_of = split_items(records, {id_: row for row, id_ in enumerate(there)}, vectors, 0.98, SHARES, seed)
-    return ExportData(records, there, vectors, {id_: id_ for id_ in there}, split_of)
+    split_of, n_clusters = split_items(
+        records, {id_: row for row, id_ in enumerate(there)}, vectors, 0.98, SHARES, seed
+    )
+    return ExportData(records, there, vectors, {id_: id_ for id_ in there}, split_of, n_clusters)
 
 
 @settings(deadline=None)
@@ -161,7 +164,7 @@ def test_splits_have_the_shares_of_the_groups(ids):
 
 def test_triplets_are_all_of_each_group_in_the_order_of_columns(ids, capsys):
     assert export("--ann-export-value", "id") == 0
-    found = {tuple(row.values()) for split in ("train", "validation", "test") for row in rows(f"triplets.{split}.csv")}
+    found = {tuple(row.values()) for path in OUT.iterdir() for row in rows(path.name)}
     records = json.loads(ANNOTATED.read_text())
     assert found == {(r["pos"][0], p, n) for r in records for p in r["pos"][1:] for n in r["neg"]}
     assert lines("triplets.train.csv")[0] == "anchor,positive,negative"
@@ -172,13 +175,8 @@ def test_values_are_paths_of_cached_images_or_urls(ids, capsys):
     lost = next(Path("data/images").rglob(f"{ids[1]}.jpg"))
     lost.unlink()
     export()
-    used = {
-        value
-        for split in ("train", "validation", "test")
-        for row in rows(f"triplets.{split}.csv")
-        for value in row.values()
-    }
-    assert used and all(Path(value).is_file() for value in used)
+    used = {value for path in OUT.iterdir() for row in rows(path.name) for value in row.values()}
+    assert used and all(Path(value).is_absolute() and Path(value).is_file() for value in used)
     assert not any(ids[1] in value for value in used)
     assert f"1 image left out ({ids[1]}): not in the image cache" in capsys.readouterr().out
     export("--ann-export-value", "url")
@@ -239,11 +237,59 @@ def test_files_of_splits_that_are_no_more_are_removed_and_no_others(ids):
     before = tree(OUT)
     export("--ann-export-split", '{"train": 0.8, "dev": 0.2}')
     after = tree(OUT)
-    assert before.keys() - after.keys() == {"triplets.validation.csv", "triplets.test.csv"}
+    assert before.keys() - after.keys() == {"triplets.test.csv"}
     assert after.keys() - before.keys() == {"triplets.dev.csv"}
     assert own.read_text() == "mine"
     export("--ann-export-format", "qrels", "--ann-export-split", '{"all": 1}')
     assert {name for name in tree(OUT) if name.startswith("qrels")} == {"qrels.all.txt", "qrels.all.run"}
+
+
+def test_an_empty_split_has_no_file_and_a_reason(ids, capsys):
+    def written(*flags):
+        export("--ann-export-value", "id", *flags)
+        return capsys.readouterr().out
+
+    written()
+    (OUT / "triplets.test.csv").write_text("of an earlier run, and in no list")
+    assert f"{OUT / 'triplets.test.csv'}: not written, its share is 0" in written(
+        "--ann-export-split", '{"train": 1, "test": 0}'
+    )
+    assert set(tree(OUT)) == {"triplets.train.csv"}
+    write_annotated([{"pos": [ids[0], ids[i]], "neg": [ids[20 + i]]} for i in range(1, 11)])
+    assert "triplets.validation.csv: not written, all groups are joined by shared positives or near" in written()
+    write_annotated(
+        [{"pos": [ids[0], ids[i]], "neg": [ids[20 + i]]} for i in range(1, 11)]
+        + [{"pos": ids[40:42], "neg": ids[42:43]}]
+    )
+    assert "not written, 11 groups are 2 clusters, joined by" in written()
+    write_annotated([{"pos": ids[:2], "neg": ids[2:3]}])
+    assert "triplets.validation.csv: not written, too few groups (1)" in written()
+    write_annotated([{"pos": ids[i : i + 2], "neg": []} for i in range(0, 30, 3)])
+    assert "triplets.train.csv: not written, all of its groups are left out (8)" in written()
+    assert tree(OUT) == {}
+
+
+def test_nothing_but_the_export_lies_in_its_folder(ids):
+    """FlagEmbedding's loader reads every .json and .jsonl of a folder."""
+    OUT.mkdir(parents=True)
+    (OUT / ".flagembedding.json").write_text('["flagembedding.dev.jsonl"]')  # an earlier version put its list there
+    (OUT / "flagembedding.dev.jsonl").touch()
+    export("--ann-export-format", "flagembedding")
+    assert set(tree(OUT)) == {"flagembedding.train.jsonl", "flagembedding.test.jsonl"}
+
+
+def test_images_that_a_trainer_would_take_for_text_are_counted(ids, capsys):
+    for number, extension in ((0, ".avif"), (1, ".jp2"), (2, ".jp2"), (49, ".ico")):
+        cached = next(Path("data/images").rglob(f"{ids[number]}.jpg"))
+        cached.rename(cached.with_suffix(extension))
+    export()
+    line = "3 names of images (.jp2: 2, .avif: 1) would be embedded as text by sentence-transformers"
+    assert line in capsys.readouterr().out, "the fourth is in a group that is left out"
+    export("--ann-export-format", "reranking", "--ann-export-value", "url")
+    assert "45 names of images (no extension: 45) would be embedded as text" in capsys.readouterr().out
+    for format_, value in (("triplets", "id"), ("flagembedding", "path"), ("qrels", "path")):
+        export("--ann-export-format", format_, "--ann-export-value", value)
+        assert "embedded as text" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("killed", ["while it writes", "while it removes"])
@@ -271,7 +317,8 @@ def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path):
     mine.touch()
     folder = tmp_path / "export"
     folder.mkdir()
-    (folder / ".triplets.json").write_text(json.dumps(["../mine.csv", "triplets./../../mine.csv", str(mine), 5]))
+    for path in (tmp_path / ".export.triplets.json", folder / ".triplets.json"):
+        path.write_text(json.dumps(["../mine.csv", "triplets./../../mine.csv", str(mine), 5]))
     with replacing_all(folder, "triplets", []):
         pass
     assert mine.exists()
@@ -298,7 +345,7 @@ def test_what_the_user_can_fix_is_one_line(ids, flags, words):
 def test_shares_may_be_zero_or_whole():
     check_shares({"train": 1, "test": 0}, "X")
     assert set(
-        split_items([{"pos": IDS[:1], "neg": []}], {}, np.empty((0, 0)), 0.98, {"a": 0, "b": 1}, 0).values()
+        split_items([{"pos": IDS[:1], "neg": []}], {}, np.empty((0, 0)), 0.98, {"a": 0, "b": 1}, 0)[0].values()
     ) == {"b"}
 
 
@@ -306,7 +353,7 @@ def test_shares_may_be_zero_or_whole():
 @pytest.fixture
 def encoder(ids):
     """sentence-transformers' interface around the collection's own vectors; texts are ids."""
-    transformers = pytest.importorskip("sentence_transformers", reason="tests/requirements-extra.txt is not installed")
+    transformers = pytest.importorskip("sentence_transformers", reason=NO_EXTRAS)
     import torch
 
     vectors = dict(zip(ids, torch.from_numpy(random_vectors(N))))
@@ -379,7 +426,7 @@ def average_precision(sample, vectors):
 
 
 def test_ir_measures_reads_qrels_and_run(ids):
-    measures = pytest.importorskip("ir_measures", reason="tests/requirements-extra.txt is not installed")
+    measures = pytest.importorskip("ir_measures", reason=NO_EXTRAS)
     export("--ann-export-format", "qrels")
     qrels = list(measures.read_trec_qrels(str(OUT / "qrels.train.txt")))
     run = list(measures.read_trec_run(str(OUT / "qrels.train.run")))
@@ -397,6 +444,49 @@ def test_ir_measures_reads_qrels_and_run(ids):
     assert found[measures.AP] == pytest.approx(np.mean(expected), abs=1e-4)
 
 
+def loaded(format_, name, *flags):
+    export("--ann-export-format", format_, *flags)
+    return load_exports.LOADERS[format_](OUT / name)
+
+
+def test_datasets_loads_pairs(ids):
+    pytest.importorskip("datasets", reason=NO_EXTRAS)
+    table = loaded("pairs", "pairs.csv")
+    assert table.num_rows == len(rows("pairs.csv"))
+    assert table[0]["id_a"] == ids[0] and table[0]["label"] == 1
+
+
+def test_datasets_opens_the_images_of_triplets_whatever_their_extension(ids):
+    pytest.importorskip("datasets", reason=NO_EXTRAS)
+    cached = next(Path("data/images").rglob(f"{ids[0]}.jpg"))
+    cached.rename(cached.with_suffix(".ico"))
+    table = loaded("triplets", "triplets.train.csv", "--ann-export-split", '{"train": 1}')
+    assert table.num_rows == len(rows("triplets.train.csv"))
+    assert {image.size for image in table[0].values()} == {(8, 8)}
+
+
+def test_sentence_transformers_loads_the_images_of_reranking(ids):
+    pytest.importorskip("sentence_transformers.sentence_transformer", reason=NO_EXTRAS)
+    evaluator = loaded("reranking", "reranking.train.json")
+    assert len(evaluator.samples) == 8
+    assert evaluator.samples[0]["query"].size == (8, 8) and len(evaluator.samples[0]["negative"]) == 2
+
+
+def test_ir_measures_loads_qrels(ids):
+    pytest.importorskip("ir_measures", reason=NO_EXTRAS)
+    assert all(0 < value < 1 for value in loaded("qrels", "qrels.train.txt").values())
+
+
+def test_flagembedding_loads_its_format(ids):
+    pytest.importorskip("FlagEmbedding", reason=NO_EXTRAS)
+    data = loaded("flagembedding", "flagembedding.train.jsonl", "--ann-export-value", "url")
+    samples = [json.loads(line) for line in lines("flagembedding.train.jsonl")]
+    assert len(data) == len(samples)
+    for sample, (query, passages, scores) in zip(samples, (data[i] for i in range(len(data)))):
+        assert query == sample["query"] and passages[0] in sample["pos"] and scores is None
+        assert set(passages[1:]) <= set(sample["neg"])
+
+
 def test_flagembedding_has_lists_that_are_never_empty(ids):
     """As FlagEmbedding's loader asks for: it draws one of "pos", and fills up from "neg"."""
     export("--ann-export-format", "flagembedding", "--ann-export-value", "url")
@@ -405,11 +495,10 @@ def test_flagembedding_has_lists_that_are_never_empty(ids):
     for sample in found:
         assert list(sample) == ["query", "pos", "neg"]
         assert isinstance(sample["query"], str) and sample["pos"] and sample["neg"]
-    datasets = pytest.importorskip("datasets", reason="tests/requirements-extra.txt is not installed")
-    table = datasets.load_dataset(
-        "json", data_files=str(OUT / "flagembedding.train.jsonl"), split="train", cache_dir="data/cache"
-    )
-    assert table[0] == found[0]
+
+
+def test_every_format_has_a_loader():
+    assert set(load_exports.LOADERS) == set(formats.NAMES)
 
 
 def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ flagembedding  JSON lines {"query", "pos", "neg"}, for FlagEmbedding
 reranking      JSON [{"query", "positive", "negative"}], for sentence-transformers' RerankingEvaluator
 qrels          TREC `qid 0 docid rel`: 1 positive, 0 verified negative, unjudged images absent; with a run file
 pairs          CSV of every main image with every image judged against it; one file, nothing left out or inferred
+
+tests/benchmarks/load_exports.py loads each of them with the program it is made for.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import contextlib
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
+from urllib.parse import urlsplit
 
 from utils.files import read_json, write_json
 
@@ -24,6 +28,8 @@ PAIRS = "pairs"
 QRELS = "qrels"
 RUN_EXTENSION = "run"
 RUN_NAME = "collection"  # last column of a run file: the system that ranked
+# Ends of the paths and URLs that sentence-transformers 6 opens as images; it embeds any other string as text.
+IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 PAIR_COLUMNS = ["id_a", "id_b", "label", "similarity", "rank", "split", "group"]
 
 
@@ -55,6 +61,7 @@ class Format(NamedTuple):
     write: Callable[[IO[str], Sequence[ExportGroup]], int]  # returns the number of rows
     needs_both: bool  # a group needs a positive and a negative, else a positive
     row: str  # noun for the rows, plural
+    opens_images: bool = False  # its program is sentence-transformers
 
 
 def write_triplets(file: IO[str], groups: Sequence[ExportGroup]) -> int:
@@ -107,32 +114,58 @@ def write_pairs(file: IO[str], pairs: Iterable[Pair]) -> int:
 
 
 FORMATS = {
-    "triplets": Format("csv", write_triplets, True, "triplets"),
+    "triplets": Format("csv", write_triplets, True, "triplets", opens_images=True),
     "flagembedding": Format("jsonl", write_flagembedding, True, "queries"),
-    "reranking": Format("json", write_reranking, True, "queries"),
+    "reranking": Format("json", write_reranking, True, "queries", opens_images=True),
     QRELS: Format("txt", write_qrels, False, "judgments"),
 }
 NAMES = (PAIRS, *FORMATS)
 
 
-@contextlib.contextmanager
-def replacing_all(folder: Path, kind: str, names: Collection[str]) -> Iterator[None]:
-    """For a block that writes the files `names`, each "{kind}.{...}". Removes the other files of earlier blocks.
+def count_texts(groups: Iterable[ExportGroup]) -> Counter[str]:
+    """Extension -> number of paths or URLs that sentence-transformers would embed as text."""
+    values = {value for group in groups for value in (group.query, *group.positives, *group.negatives)}
+    return Counter(_extension(value) for value in values if not _is_opened(value))
 
-    FOLDER/.{kind}.json lists these files. It is written before they are and shortened after the removal, so that a
-    killed run leaves no file unknown to the next one. A file that is not listed is never touched.
+
+def _is_opened(value: str) -> bool:
+    if value.startswith(("http://", "https://")):
+        return " " not in value and _path(value).lower().endswith(IMAGE_ENDS)
+    return value.startswith("data:image/") or value.lower().endswith(IMAGE_ENDS)
+
+
+def _extension(value: str) -> str:
+    return PurePosixPath(_path(value)).suffix.lower() or "no extension"
+
+
+def _path(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
+@contextlib.contextmanager
+def replacing_all(folder: Path, kind: str, names: Collection[str], unwanted: Collection[str] = ()) -> Iterator[None]:
+    """For a block that writes the files `names`, each "{kind}.{...}". Removes `unwanted` and files of earlier blocks.
+
+    A list beside the folder, where no loader takes it for data, names these files. It is written before they are and
+    shortened after the removal, so that a killed run leaves no file unknown to the next one. A file that is not listed
+    is never touched.
     """
-    path, listed = folder / f".{kind}.json", set()
-    if path.exists():
-        found = read_json(path, "list of exported files")
-        listed = {str(name) for name in found if _is_own(str(name), kind)} if isinstance(found, list) else set()
+    path = folder.absolute().with_name(f".{folder.absolute().name}.{kind}.json")
+    inside = folder / f".{kind}.json"  # where earlier versions put the list
+    listed = {name for list_path in (path, inside) for name in _read_names(list_path, kind)}.union(unwanted)
     write_json(path, sorted(listed.union(names)))
     yield
     for name in listed.difference(names):
         (folder / name).unlink(missing_ok=True)
+    inside.unlink(missing_ok=True)
     write_json(path, sorted(names))
 
 
-def _is_own(name: str, kind: str) -> bool:
-    """A damaged list must not lead out of the folder."""
-    return name.startswith(f"{kind}.") and not set(name) & set("/\\:")
+def _read_names(path: Path, kind: str) -> set[str]:
+    """The names in a list of exported files. A damaged list must not lead out of the folder."""
+    found = read_json(path, "list of exported files") if path.exists() else []
+    names = {str(name) for name in found} if isinstance(found, list) else set()
+    return {name for name in names if name.startswith(f"{kind}.") and not set(name) & set("/\\:")}

@@ -26,6 +26,7 @@ class ExportData:
     vectors: np.ndarray  # (N, D) float32 of unit length
     value_of: Mapping[str, str]  # id -> id, path or URL to write; without images that have none
     split_of: Mapping[str, str]  # every id in the records
+    n_clusters: int  # of groups, joined by shared positives or near duplicates
     row_of: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +85,21 @@ def _reason(record: Record, group: ExportGroup, data: ExportData, needs_both: bo
         return "nothing was deleted"
     usable = [id_ for id_ in record["neg"] if id_ in data.value_of and id_ not in record["pos"]]
     return "all negatives lie in other splits" if usable else "no negative can be written"
+
+
+def empty_reason(split: str, share: float, data: ExportData) -> str:
+    """Why no group of `split` is written."""
+    n_groups, n_here = len(data.records), sum(data.split_of[record["pos"][0]] == split for record in data.records)
+    if share == 0:
+        return "its share is 0"
+    if n_here:
+        return f"all of its groups are left out ({n_here})"
+    if data.n_clusters == n_groups:
+        return f"too few groups ({n_groups})"
+    joined = (
+        "all groups are joined" if data.n_clusters == 1 else f"{n_groups} groups are {data.n_clusters} clusters, joined"
+    )
+    return f"{joined} by shared positives or near duplicates"
 
 
 def pairs(data: ExportData) -> Iterator[Pair]:

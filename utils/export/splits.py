@@ -40,12 +40,13 @@ def split_items(
     near_duplicate: float,
     shares: Mapping[str, float],
     seed: int,
-) -> dict[str, str]:
-    """id -> split, for every id in `records`; a group lies in the split of its main image.
+) -> tuple[dict[str, str], int]:
+    """id -> split, for every id in `records`, and the number of clusters of groups.
 
     vectors: (N, D) float32 of unit length, rows by `row_of`. An id without a row can be joined by positives only.
-    Clusters are assigned whole, the largest first, each to the split that is furthest below its share. A cluster
-    without positives goes to the split whose groups have most of its images as negatives: few negatives are lost.
+    A group lies in the split of its main image. Clusters are assigned whole, the largest first, each to the split that
+    is furthest below its share. A cluster without groups goes to the split whose groups have most of its images as
+    negatives: few negatives are lost.
     """
     ids = sorted({id_ for record in records for id_ in (*record["pos"], *record["neg"])})
     position = {id_: i for i, id_ in enumerate(ids)}
@@ -68,7 +69,7 @@ def split_items(
     for label, split in sorted(votes, key=lambda vote: (votes[vote], -order[vote[1]])):
         if label not in n_groups:
             split_of[label] = split  # ascending votes: the split with the most stays
-    return {id_: split_of[label] for id_, label in label_of.items()}
+    return {id_: split_of[label] for id_, label in label_of.items()}, len(n_groups)
 
 
 def _assign(n_groups: Mapping[int, int], shares: Mapping[str, float], seed: int) -> dict[int, str]:
