@@ -12,6 +12,7 @@ import argparse
 import base64
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -34,7 +35,7 @@ hide_close_btn=1
 win_width={WIDTH}
 win_height={HEIGHT}
 splitter_pos=0
-side_pane_mode=hidden
+side_pane_mode=hidden;places
 view_mode=icon
 toolbar=navigation;
 show_statusbar=1
@@ -71,7 +72,8 @@ def photograph_directory(directory: Path, picture: Path) -> None:
             path.write_text(text)
         environment = {**os.environ, "DISPLAY": display, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home, "HOME": home}
         environment.pop("DBUS_SESSION_BUS_ADDRESS", None)
-        manager = subprocess.Popen(["pcmanfm", "--no-desktop", str(directory.absolute())], env=environment)
+        shown = shutil.copytree(directory, Path(home, "dirrify", directory.name))  # its path is in the picture
+        manager = subprocess.Popen(["pcmanfm", "--no-desktop", str(shown)], env=environment)
         try:
             wait_until_still(environment)
             shrink(grab(environment, "png"), picture)
