@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     import chromadb
 
 SETTINGS = """CHROMADB_PATH CHROMA_SERVER_URL COLLECTION_NAME ANN_SAMPLER_NAME ANN_SAMPLER_CFG ANN_SEED
-    ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_MAX_SIMILARITY ANN_DIRRIFY_WHERE ANN_DIRRIFY_NEIGHBORS_WHERE
-    ANN_DIRRIFY_SHOW_JUDGED ANN_DIRRIFY_EXCLUDE_DIRS"""
+    ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK ANN_DIRRIFY_PICK_AMONG ANN_DIRRIFY_MAX_SIMILARITY
+    ANN_DIRRIFY_WHERE ANN_DIRRIFY_NEIGHBORS_WHERE ANN_DIRRIFY_SHOW_JUDGED ANN_DIRRIFY_EXCLUDE_DIRS"""
+PICKS = ("nearest", "informative")
 RULES = """To review, open {root} in a file manager and go through its directories:
   1. Delete every image that is not similar to the main image, the one that begins with 0_.
   2. Never delete the main image alone: delete the whole directory to discard it.
@@ -56,7 +57,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
         LOGS_DIR_PATH"""
-    return cli.parser(__doc__, config, names.split()).parse_args(argv)
+    args = cli.parser(__doc__, config, names.split()).parse_args(argv)
+    if args.ann_dirrify_pick not in PICKS:
+        raise UserError(f"ANN_DIRRIFY_PICK is {args.ann_dirrify_pick!r}; it must be {' or '.join(PICKS)}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,10 +117,24 @@ def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namesp
         except ValueError as error:
             raise UserError(f"{error}; set ANN_SAMPLER_NAME or ANN_SAMPLER_CFG") from None
 
-    def find(mains: Sequence[int]) -> list[Neighbors]:
-        return candidates.nearest(mains, n_nearest, args.ann_dirrify_max_similarity)
+    return Groups(draw, choose_neighbors(candidates, pool, args), candidates.allowed, repeats=name == "ids")
 
-    return Groups(draw, find, candidates.allowed, repeats=name == "ids")
+
+def choose_neighbors(
+    candidates: Candidates, pool: samplers.Pool, args: argparse.Namespace
+) -> Callable[[Sequence[int]], list[Neighbors]]:
+    """A function from main images to the neighbors that their directories show, by ANN_DIRRIFY_PICK."""
+    n_nearest, max_similarity = args.ann_dirrify_nnearest, args.ann_dirrify_max_similarity
+    if args.ann_dirrify_pick == "nearest":
+        return lambda mains: candidates.nearest(mains, n_nearest, max_similarity)
+    choose = samplers.informative(pool, n_nearest)
+    n_among = max(n_nearest, args.ann_dirrify_pick_among)
+
+    def find(mains: Sequence[int]) -> list[Neighbors]:
+        found = candidates.nearest(mains, n_among, max_similarity)
+        return [near.only(choose(near.rows, near.similarities)) for near in found]
+
+    return find
 
 
 def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool:
@@ -180,6 +198,7 @@ def open_images(args: argparse.Namespace) -> DirImages:
 def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.Namespace) -> Iterator[None]:
     """Append the made directories to the history when the block ends, by an error too."""
     facts = {"sampler": args.ann_sampler_name, "options": args.ann_sampler_cfg, "seed": args.ann_seed}
+    facts["pick"] = args.ann_dirrify_pick
     try:
         yield
     finally:
@@ -246,9 +265,6 @@ def print_shortfall(samples: Samples, candidates: Candidates, made: Made, args: 
         print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
         return
     if len(samples) >= args.ann_dirrify_ndirs:
-        return
-    if args.ann_sampler_name == "ids":
-        print(f"{len(samples)} of {len(args.ann_sampler_cfg['ids'])} named ids used")
         return
     n_shown = len({id_ for listed in samples.values() for id_ in listed})
     n_annotated = len({row for positives, _ in candidates.annotated for row in positives})

@@ -291,6 +291,96 @@ def ids_with_fields(vectors: np.ndarray) -> list[str]:
     return ids
 
 
+INFORMATIVE = ["--ann-dirrify-pick", "informative", "--ann-dirrify-pick-among", 30]
+
+
+@pytest.fixture
+def decided(vectors: np.ndarray, ids: list[str]) -> list[str]:
+    """Of a collection with one annotated group: its ids by similarity to the main image, which is among them."""
+    by_similarity = [ids[row] for row in np.argsort(-(vectors @ vectors[0]))]
+    ANNOTATED.write_text(json.dumps([{"pos": by_similarity[:10], "neg": by_similarity[10:20]}]))
+    return by_similarity
+
+
+def test_informative_images_lie_among_the_nearest_in_order_of_similarity_and_without_gaps(vectors, ids, decided):
+    dirrify("--ann-dirrify-dir-path", "nearest")
+    assert dirrify(*INFORMATIVE) == 0
+    samples = read_samples()
+    assert list(samples) == list(read_samples(Path("nearest")))
+    assert samples != read_samples(Path("nearest"))
+    for index, (main, listed) in enumerate(samples.items()):
+        similarities = vectors @ vectors[ids.index(main)]
+        order = sorted(set(range(N)) - {ids.index(main)}, key=lambda row: -similarities[row])
+        ranks = [order.index(ids.index(id_)) for id_ in listed[1:]]
+        assert ranks == sorted(ranks)
+        assert ranks[:3] == [0, 1, 2]
+        assert ranks[-1] < 30
+        names = [f"{number}_{id_}.jpg" for number, id_ in enumerate(listed)]
+        assert sorted(names) == names_in(ROOT / f"{index}_{main}")
+
+
+def test_informative_without_annotations_spreads_over_three_times_the_nearest(vectors, ids, capsys):
+    dirrify(*INFORMATIVE, n_dirs=1)
+    ((main, *listed),) = read_samples().values()
+    order = [ids[row] for row in np.argsort(-(vectors @ vectors[ids.index(main)]))[1:]]
+    assert [order.index(id_) for id_ in listed] == [0, 4, 7, 10, 14]  # of 15
+    assert "spread over the 15 nearest" in capsys.readouterr().err
+
+
+def test_informative_is_recorded_in_the_history(decided):
+    dirrify("--ann-dirrify-dir-path", "nearest", n_dirs=1)
+    dirrify(*INFORMATIVE, n_dirs=1)
+    events = [json.loads(line) for line in Path("data/history.jsonl").read_text().splitlines()]
+    assert [event["pick"] for event in events] == ["nearest", "informative"]
+
+
+def test_an_interrupted_informative_run_is_continued_to_the_same_directories(decided, monkeypatch):
+    dirrify(*INFORMATIVE, "--ann-dirrify-dir-path", "whole", n_dirs=6)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(3, patch)
+        dirrify(*INFORMATIVE, n_dirs=6)
+    with pytest.raises(UserError, match="begun with ANN_DIRRIFY_PICK ="):
+        dirrify(n_dirs=6)
+    dirrify(*INFORMATIVE, n_dirs=6)
+    assert tree(ROOT) == tree(Path("whole"))
+
+
+def test_decisions_that_changed_meanwhile_are_other_data(ids, decided, monkeypatch):
+    records = [{"pos": [ids[1], ids[2]], "neg": [ids[3]]}, {"pos": [ids[4], ids[3]], "neg": [ids[2]]}]
+    swapped = [{"pos": [ids[1], ids[3]], "neg": [ids[2]]}, {"pos": [ids[4], ids[2]], "neg": [ids[3]]}]
+    ANNOTATED.write_text(json.dumps(records))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(2, patch)
+        dirrify(*INFORMATIVE, n_dirs=5)
+    before = list(read_samples())
+    ANNOTATED.write_text(json.dumps(swapped))
+    dirrify(*INFORMATIVE, n_dirs=5)
+    assert list(read_samples())[:2] == before
+    shown = {id_ for main in before for id_ in read_samples()[main]}
+    assert not shown & set(list(read_samples())[2:])
+
+
+def test_informative_composes_with_filters_judged_pairs_and_near_duplicates(vectors, tmp_path):
+    doubled = np.concatenate([vectors, vectors + 0.001 * random_vectors(N, seed=5)])
+    fields = [{"third": i % 3} for i in range(2 * N)]
+    ids = make_collection(doubled, [f"http://photos.invalid/{i}.jpg" for i in range(2 * N)], fields=fields)
+    fill_cache(ids)
+    main, kept, deleted = ids[0], ids[4], ids[5]
+    ANNOTATED.write_text(json.dumps([{"pos": [ids[1], main], "neg": [kept]}, {"pos": [kept, deleted], "neg": []}]))
+    these = ["--ann-sampler-name", "ids", "--ann-sampler-cfg", json.dumps({"ids": [ids[3], ids[6], ids[9]]})]
+    where = ["--ann-dirrify-neighbors-where", '{"third": {"$in": [1, 2]}}', "--ann-dirrify-max-similarity", "0.99"]
+    dirrify(*INFORMATIVE, *these, *where, n_dirs=3, n_nearest=8)
+    for listed in read_samples().values():
+        rows = [ids.index(id_) for id_ in listed]
+        assert {row % 3 for row in rows[1:]} <= {1, 2}
+        assert len({row % N for row in rows}) == len(rows) == 9
+
+
+def test_an_unknown_pick_is_one_line(ids):
+    with pytest.raises(UserError, match="ANN_DIRRIFY_PICK is 'best'; it must be nearest or informative"):
+        dirrify("--ann-dirrify-pick", "best")
+
+
 def test_filters_restrict_main_images_and_neighbors(ids_with_fields):
     where, neighbors_where = '{"third": 0}', '{"third": {"$in": [1, 2]}}'
     dirrify("--ann-dirrify-where", where, "--ann-dirrify-neighbors-where", neighbors_where, n_dirs=N)

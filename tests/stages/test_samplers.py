@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers import NEAR_DUPLICATE, SAMPLERS, Pool, draw, options
+from samplers import ALWAYS, NEAR_DUPLICATE, SAMPLERS, Pool, draw, informative, options
 
 CLEVER = ["cluster", "k_center", "typical", "herding", "ambiguous", "text"]  # those that look at vectors
 CFG = {
@@ -389,3 +389,47 @@ def test_ambiguous_works_when_similarity_separates_all_decisions(positives, nega
     allowed = np.arange(len(vectors)) >= 5
     pool = full_pool(vectors, allowed=allowed, annotated=[(positives, negatives)])
     assert len(take("ambiguous", pool, n_nearest=1)) > 3
+
+
+# --- which of the nearest images a directory shows --------------------------------------------------------------------
+def near(vectors, main) -> tuple[list[int], list[float]]:
+    """Rows and similarities of all others, nearest first."""
+    similarity = unit(vectors) @ unit(vectors)[main]
+    rows = [row for row in np.argsort(-similarity, kind="stable").tolist() if row != main]
+    return rows, similarity[rows].tolist()
+
+
+def test_informative_by_hand():
+    # Kept up to 20 degrees, deleted from 60: p is one half near 40. Beside the three nearest, 38 degrees is shown, and
+    # then not its neighbor at 39, but 46, which is nearly as uncertain and farther from what is shown.
+    past = on_circle(0, 18, 20, 60, 62)
+    vectors = np.zeros((13, 4))
+    vectors[:5, :2], vectors[5:, 2:] = past, on_circle(0, 1, 2, 3, 38, 39, 46, 75)
+    pool = full_pool(vectors, annotated=[([0, 1, 2], [3, 4])])
+    rows, similarities = near(vectors[5:], 0)
+    shown = informative(pool, 5)([row + 5 for row in rows], similarities)
+    assert [[1, 2, 3, 38, 39, 46, 75][position] for position in shown] == [1, 2, 3, 38, 46]
+
+
+def test_informative_without_decisions_of_both_kinds_spreads_evenly_and_says_so():
+    vectors = on_circle(*range(0, 90, 3))
+    for annotated in ([], [([0, 1, 2], [])], [([0], [5, 6])]):
+        said = []
+        pool = full_pool(vectors, annotated=annotated, warn=said.append)
+        assert informative(pool, 4)(*near(vectors, 10)) == [0, 4, 7, 11]  # of the 12 nearest
+        assert said == ["no kept and deleted images to learn from yet: directories spread over the 12 nearest"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), n_nearest=st.integers(1, 12), seed=st.integers(0, 99), is_annotated=st.booleans())
+def test_informative_chooses_distinct_positions_in_order_and_the_nearest_always(n, n_nearest, seed, is_annotated):
+    vectors = unit(np.random.default_rng(seed).normal(size=(n + 1, 5)))
+    annotated = [([0, n // 2], [n]), ([n], [n // 2])] if is_annotated else []
+    rows, similarities = near(vectors, 0)
+    choose = informative(full_pool(vectors, annotated=annotated), n_nearest)
+    shown = choose(rows, similarities)
+    assert shown == sorted(set(shown)) == choose(rows, similarities)
+    assert len(shown) == min(n, n_nearest)
+    assert all(0 <= position < n for position in shown)
+    if annotated:
+        assert shown[:ALWAYS] == list(range(min(ALWAYS, len(shown))))

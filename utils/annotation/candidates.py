@@ -70,10 +70,11 @@ class Candidates:
         return {self.ids[row]: round(float(cosine), 6) for row, cosine in zip(rows, cosines)}
 
     def fingerprint(self) -> str:
-        """SHA-256 over the ids, their roles and the judged pairs: equal fingerprints give equal directories."""
+        """SHA-256 over ids, roles, decisions and judged pairs: equal fingerprints give equal directories."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         digest.update(self.allowed.tobytes() + self.eligible.tobytes())
         digest.update(repr(sorted((row, sorted(rows)) for row, rows in self.judged.items())).encode())
+        digest.update(repr(self.annotated).encode())
         return digest.hexdigest()
 
 

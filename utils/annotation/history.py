@@ -1,6 +1,6 @@
 """The history: what reviewers were shown and what they decided, one JSON object per directory and event, append-only.
 
-Shown:     {"root", "main", "shown": {id: cosine to main}, "sampler", "options", "seed", "model", "time"}
+Shown:     {"root", "main", "shown": {id: cosine to main}, "sampler", "options", "seed", "pick", "model", "time"}
 Loaded:    {"root", "main", "kept": [ids], "deleted": [ids], "time"}
 Discarded: {"root", "main", "discarded": true, "time"}
 Undone:    {"root": null, "main", "undone": true, "time"}, when its load was undone

@@ -19,6 +19,9 @@ class Neighbors:
     similarities: list[float]
     n_dropped: int  # near duplicates skipped for the next nearest
 
+    def only(self, positions: Sequence[int]) -> Neighbors:
+        return Neighbors([self.rows[i] for i in positions], [self.similarities[i] for i in positions], self.n_dropped)
+
 
 def normalize(vectors: np.ndarray) -> np.ndarray:
     """Scale the rows of (N, D) float32 to unit length, in place. Unit rows keep their bits; zero rows stay zero."""
