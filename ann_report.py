@@ -9,7 +9,11 @@ thumbnails into ANN_REPORT_DIR_PATH, a folder that can be moved or zipped.
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import config
 from utils import cli
@@ -24,8 +28,10 @@ from utils.items.formatted import restore_item
 from utils.log import bar, start_log
 from utils.report import page
 from utils.report.figures import Figures, ReportData, compare, measure
+from utils.report.reviews import Reviews, read_reviews
 from utils.store import collection
 from utils.store.server import choose
+from utils.web.urls import local_path, scheme_of
 
 MEASURES = {  # key of the figures -> words
     "average_precision": "average precision, of judged images",
@@ -49,18 +55,19 @@ def main(argv: list[str] | None = None) -> int:
     records = read_records(Path(args.annotated_data_path))
     if not records:
         raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
-    data = read_data(records, args, args.collection_name)
     history_path = Path(args.ann_history_path) if args.ann_history_path else None
-    figures = measure(data, history.read_events(history_path))
+    reviews = read_reviews(history.read_events(history_path))
+    data = read_data(records, reviews, args, args.collection_name)
+    figures = measure(data, reviews)
     if args.compare_collection:
-        other = read_data(records, args, args.compare_collection)
-        figures["comparison"] = compare(data, other, args.compare_collection)
+        other = read_data(records, reviews, args, args.compare_collection)
+        figures["comparison"] = compare(data, other, args.collection_name, args.compare_collection)
     write_report(data, figures, Path(args.ann_report_dir_path), args)
     print_summary(Path(args.ann_report_dir_path), figures)
     return 0
 
 
-def read_data(records: list[Record], args: argparse.Namespace, name: str) -> ReportData:
+def read_data(records: list[Record], reviews: Reviews, args: argparse.Namespace, name: str) -> ReportData:
     judged = {id_ for record in records for id_ in (*record["pos"], *record["neg"])}
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with collection.reading(place, name) as images:
@@ -69,7 +76,8 @@ def read_data(records: list[Record], args: argparse.Namespace, name: str) -> Rep
         vectors = neighbors.normalize(collection.read_vectors(images, ids))
         items = dict(zip(ids, map(restore_item, collection.read_metadata(images, ids))))
         ranked = rank(records, {id_: row for row, id_ in enumerate(ids)}, vectors)
-        return ReportData(records, ranked, n_images, dict(images.metadata or {}), items)
+        origins = [reviews.origin(record) for record in records]
+        return ReportData(records, ranked, n_images, dict(images.metadata or {}), items, origins)
 
 
 def write_report(data: ReportData, figures: Figures, folder: Path, args: argparse.Namespace) -> None:
@@ -80,9 +88,27 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
         pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(pictured)
     write_json(folder / "report.json", figures)
+    pictures = page.Pictures(pictured, find_originals(ids, data.items, cache, folder))
     with replacing(folder / "report.html") as file:
-        page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictured)
+        page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictures)
     remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
+
+
+def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCache, folder: Path) -> dict[str, str]:
+    """id -> the http(s) URL of its image, else the path from the page to its file, if it lies in the page's folder."""
+    folder = folder.resolve()
+    is_near = cache.directory is not None and cache.directory.resolve().is_relative_to(folder)
+    found = {}
+    for id_ in ids:
+        url = items.get(id_, {}).get("url")
+        scheme = scheme_of(url) if isinstance(url, str) else "none"
+        if scheme in ("http", "https"):
+            found[id_] = url
+        elif path := (is_near and cache.find(id_)) or (scheme in ("", "file") and local_path(url)):
+            with contextlib.suppress(OSError, ValueError):  # no path of this machine
+                if path.resolve().is_relative_to(folder) and path.is_file():
+                    found[id_] = f"./{quote(path.resolve().relative_to(folder).as_posix())}"
+    return found
 
 
 def print_summary(folder: Path, figures: Figures) -> None:
@@ -97,6 +123,21 @@ def print_summary(folder: Path, figures: Figures) -> None:
             print(
                 f"  {figures['comparison']['collection']}: {format_estimate(found['other'])}, difference {difference}"
             )
+    if any(figures["not_nearest"].values()):
+        listed = ", ".join(f"{n} {kind}" for kind, n in figures["not_nearest"].items())
+        print(
+            f"groups left out of average precision, keep rate and precision, as they do not show the nearest: {listed}"
+        )
+    if "comparison" in figures:
+        print(
+            "compared groups that show images of both collections: {pooled} of {groups}".format(**figures["comparison"])
+        )
+    if figures["agreement"]["directories"]:
+        n, kappa = figures["agreement"]["directories"], figures["agreement"]["kappa"]
+        share = figures["agreement"]["equal"]["value"]
+        print(
+            f"second looks: {n} directories, {share:.3f} of the images judged alike, Cohen's kappa {page.cell(kappa)}"
+        )
     print(f"report: {folder / 'report.html'}; figures: {folder / 'report.json'}")
 
 

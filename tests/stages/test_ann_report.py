@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 import ann_report
 from tests.support import browser
-from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors
+from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, image_bytes, make_collection, random_vectors
 from utils.annotation.judgments import Chain, Judged, contradictions
 from utils.errors import UserError
 from utils.report import statistics
@@ -92,14 +95,19 @@ def test_contradictions_are_pairs_and_chains():
     assert contradictions([{"pos": [a, b], "neg": [c]}]) == ([], [])
 
 
-def reported_yield(events):
+def write_history(events):
     Path("data/history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def reported_yield(events):
+    write_history(events)
     report()
     return figures()["yield"]
 
 
-def shown(root, main, sampler="random", day="2026-01-01"):
-    return {"root": root, "main": main, "shown": {main: 1.0}, "sampler": sampler, "time": f"{day}T00:00:00Z"}
+def shown(root, main, sampler="random", day="2026-01-01", **facts):
+    time = f"{day}T00:00:00Z"
+    return {"root": root, "main": main, "shown": {main: 1.0}, "sampler": sampler, "time": time, **facts}
 
 
 def loaded(root, main, kept, deleted, day="2026-01-02"):
@@ -157,7 +165,122 @@ def test_positives_are_the_ids_in_pos_in_every_count(ids):
     found = reported_yield([shown("r", ids[0]), loaded("r", ids[0], ids[:3], ids[3:5])])
     assert found["by_sampler"]["random"]["positives"] == 3
     assert figures()["progress"]["positives"] == 3 * N_GROUPS
-    assert (REPORT / "report.html").read_text().count("positives, main images included") == 3
+    head = '<th scope="(?:col|row)">positives, main images included</th>'
+    assert len(re.findall(head, (REPORT / "report.html").read_text())) == 3
+
+
+def second_look(main, record, kept, deleted, root="b"):
+    looks = {"second_look": {"kept": kept, "deleted": deleted}, "record": record}
+    return {"root": root, "main": main, "dir": f"7_{main}", "time": "2026-01-05T00:00:00Z", **looks}
+
+
+def test_figures_that_assume_the_nearest_leave_other_picks_out(ids, capsys):
+    mains = ids[::SIZE]
+    write_history(
+        [
+            shown("r", mains[0], pick="informative"),
+            shown("r", mains[1], pick="nearest", pool=["images", "other"]),
+            shown("r", mains[2], pick="nearest", pool=["images"]),
+            shown("r", mains[3], pick="informative"),  # a directory that nobody reviewed; the record is of the next one
+            shown("s", mains[3], pick="nearest"),
+            loaded("s", mains[3], ids[15:18], ids[18:20]),
+        ]
+    )
+    report()
+    found = figures()
+    assert found["not_nearest"] == {"informative": 1, "pooled": 1}
+    assert [found[key]["n"] for key in ("average_precision", "ordered_pairs")] == [N_GROUPS - 2, N_GROUPS]
+    assert [found[key][0]["n"] for key in ("precision_at", "keep_rate_by_rank")] == [N_GROUPS - 2] * 2
+    assert "1 informative, 1 pooled" in capsys.readouterr().out
+    page = " ".join((REPORT / "report.html").read_text().split())
+    assert "Groups left out: 1 with images picked to be informative, 1 with images of several collections" in page
+
+
+def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
+    from utils.store.collection import open_client
+
+    vectors = random_vectors(len(ids), seed=1)
+    other = open_client(Path("data/chroma")).create_collection(
+        "other", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+    )
+    other.add(ids=ids, embeddings=vectors, metadatas=[{"url": "x"}] * len(ids))
+
+    def compared(events):
+        write_history(events)
+        report("--compare-collection", "other")
+        assert "compared groups that show images of both collections: " in capsys.readouterr().out
+        text = " ".join((REPORT / "report.html").read_text().split())
+        return text, figures()["comparison"]
+
+    mains = ids[::SIZE]
+    text, found = compared([shown("r", mains[0], pick="informative"), shown("r", mains[1], pool=["images", "third"])])
+    assert (found["groups"], found["pooled"]) == (N_GROUPS - 1, 0)
+    assert "The pool was not shared" in text
+    text, found = compared([shown("r", mains[1], pool=["images", "other"])])
+    assert (found["groups"], found["pooled"]) == (N_GROUPS, 1)
+    assert f"1 of {N_GROUPS} compared groups show images of both collections" in text
+    text, found = compared([shown("r", main, pool=["images", "other"]) for main in mains])
+    assert "All compared groups show images of both collections" in text
+
+
+def test_agreement_of_two_reviewers_by_hand(ids, capsys):
+    """Of six images two are judged otherwise; both reviewers keep half: chance alone is 0.5."""
+    first, other = {"pos": ids[:3], "neg": ids[3:5]}, {"pos": ids[5:8], "neg": ids[8:10]}
+    write_history(
+        [
+            second_look(ids[0], first, ids[:1], ids[1:5]),  # looked at once more since
+            second_look(ids[0], first, [ids[0], ids[1], ids[3]], [ids[2]]),  # one image is unknown to the second look
+            second_look(ids[5], other, [ids[5], ids[7]], [ids[6], ids[8]]),
+        ]
+    )
+    report()
+    found = figures()["agreement"]
+    assert (found["directories"], found["images"]) == (2, 6)
+    assert found["equal"]["value"] == pytest.approx(3 / 6)
+    # kept by the first: 4 of 6, by the second: 3 of 6; alike by chance: 4/6 * 3/6 + 2/6 * 3/6 = 1/2
+    assert found["kappa"] == pytest.approx((3 / 6 - 1 / 2) / (1 - 1 / 2), abs=1e-6)
+    differences = {one["image"]: one["kept_first"] for one in found["disagreements"]}
+    assert differences == {ids[2]: True, ids[3]: False, ids[6]: True}
+    assert "second looks: 2 directories, 0.500 of the images judged alike" in capsys.readouterr().out
+    page = (REPORT / "report.html").read_text()
+    assert f"second look in b/7_{ids[0]}" in page and "deleted, then kept" in page
+
+
+def test_an_image_links_to_its_original_and_to_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside, outside = REPORT / "my photos" / "a:b#.jpg", Path("data/c.jpg")
+    urls = [
+        "HTTPS://example.org/a?b=<c>&d",
+        "javascript:alert(1)",
+        "data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+        str(inside),
+        inside.resolve().as_uri(),
+        str(outside),
+        "\u0001https://example.org/trimmed",
+        "ftp://example.org/d.jpg",
+    ]
+    ids = make_collection(random_vectors(len(urls)), urls)
+    for path in (inside, outside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(0))
+    ANNOTATED.write_text(json.dumps([{"pos": ids[:2], "neg": ids[2:]}]))
+    report()
+    links = re.findall('<a href="([^"#]+)"', (REPORT / "report.html").read_text())
+    near = "./my%20photos/a%3Ab%23.jpg"
+    assert sorted(map(html.unescape, links)) == sorted([urls[0], near, near, urls[6]])
+    fill_cache(ids, REPORT / "cache")
+    report("--image-cache-dir-path", str(REPORT / "cache"))
+    links = re.findall('<a href="([^"#]+)"', (REPORT / "report.html").read_text())
+    assert f"./cache/{ids[1][:2]}/{ids[1]}.jpg" in links and len(links) == len(ids)
+
+
+def test_each_group_names_its_directory(ids):
+    write_history([shown(r"C:\photos\dirrify", ids[0], dir=f"18_{ids[0]}"), shown("/data/dirrify/", ids[5])])
+    report()
+    page = (REPORT / "report.html").read_text()
+    assert f">dirrify/18_{ids[0]}<" in page
+    assert f">dirrify/*_{ids[5]}<" in page, "an older history does not say the number"
+    assert f">*_{ids[10]}<" in page
 
 
 def test_report_counts_what_is_annotated(ids, capsys):
@@ -249,6 +372,60 @@ def test_page_opens_quickly_and_user_text_is_text(page):
     assert SCRIPT_TAG in page.run("document.querySelector('#group0 .main').title")
     described = "[...document.querySelectorAll('svg[role=img]')].filter(svg => svg.querySelector('title + desc'))"
     assert page.run(f"{described}.length") == 2
+
+
+@pytest.fixture
+def contradictory_page(tab, tmp_path, monkeypatch):
+    """A page on which one pair and one directory are judged in two ways, open on a telephone."""
+    monkeypatch.chdir(tmp_path)
+    ids = annotate()
+    records = json.loads(ANNOTATED.read_text())
+    ANNOTATED.write_text(json.dumps([*records, {"pos": [ids[1]], "neg": [ids[0]]}]))
+    write_history([second_look(ids[5], records[1], ids[5:6], ids[6:10])])
+    report()
+    page, _ = tab
+    page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    page.open((tmp_path / REPORT / "report.html").as_uri())
+    yield page
+    page.call("Emulation.clearDeviceMetricsOverride")
+    assert not page.complaints
+
+
+def test_contradictions_link_to_their_groups_below_the_filter(contradictory_page):
+    page = contradictory_page
+    links = "[...document.querySelectorAll('li a')].map(link => link.hash).join()"
+    assert page.run(links) == "#group0,#group40,#group1"
+    page.run("document.getElementById('filter').focus()")
+    page.type("group 3")
+    gap = """new Promise(resolve => setTimeout(() => resolve(
+        document.querySelector(location.hash).getBoundingClientRect().top -
+        document.querySelector('.filter').getBoundingClientRect().bottom), 300))"""
+    for group in ("0", "1", "40"):
+        page.run(f"document.querySelector('li a[href=\"#group{group}\"]').click()")
+        assert 0 <= page.run(gap) < (400 if group == "0" else 100), "the last one cannot be scrolled to the top"
+    assert page.run("document.querySelectorAll('.group[hidden]').length") == 0
+
+
+def test_page_is_readable_at_390_pixels(contradictory_page):
+    page = contradictory_page
+    page.run("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    assert page.run("document.documentElement.scrollWidth") == 390
+    wide = """[...document.querySelectorAll('main *')].filter(element =>
+        element.getBoundingClientRect().right > 391 || /auto|scroll/.test(getComputedStyle(element).overflowX))"""
+    assert page.run(f"{wide}.map(element => element.outerHTML).join()") == ""
+    small = """[...document.querySelectorAll('p, td, th, li, figcaption, input, summary')].filter(element =>
+        parseFloat(getComputedStyle(element).fontSize) < 16)"""
+    assert page.run(f"{small}.map(element => element.outerHTML).join()") == ""
+    boxes = "[...document.querySelectorAll('svg text')].map(text => [text.getBoundingClientRect(), text.textContent])"
+    found = [
+        (*(box[side] for side in ("left", "top", "right", "bottom")), text)
+        for box, text in json.loads(page.run(f"JSON.stringify({boxes})"))
+        if box["height"]
+    ]
+    assert min(bottom - top for _, top, _, bottom, _ in found) >= 12
+    for one, other in itertools.combinations(found, 2):
+        is_apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] + 4 or other[3] <= one[1] + 4
+        assert is_apart, (one, other)
 
 
 def test_images_load_when_they_come_into_view(page):

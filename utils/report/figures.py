@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from utils.annotation.judgments import Judged, contradictions
 from utils.annotation.records import Record
 from utils.errors import UserError
 from utils.report import statistics
+from utils.report.reviews import Decision, Reviews, count_reviews, dir_name, verdicts
 
 N_BINS = 40
-COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # of directories and images, by sampler and by day
+NEAREST, INFORMATIVE, POOLED = "nearest", "informative", "pooled"  # how the images of a directory were picked
 
 Figures = dict[str, Any]
 
@@ -28,28 +30,16 @@ class ReportData:
     judged: list[Judged]
     n_images: int
     model: dict[str, Any]
-    items: dict[str, dict[str, Any]] = field(default_factory=dict)  # id -> its formatted item
+    items: dict[str, dict[str, Any]]  # id -> its formatted item
+    origins: list[Decision]  # per record
 
 
-class Decision(NamedTuple):
-    """An outcome of a directory, and the event in which it had been shown; {} if the history has none."""
-
-    outcome: Event
-    shown: Event
-
-
-class Reviews(NamedTuple):
-    """The directories in the history: the first time each was shown, and its last outcome."""
-
-    shown: list[Event]
-    decisions: list[Decision]
-
-
-def measure(data: ReportData, events: Iterable[Event]) -> Figures:
+def measure(data: ReportData, reviews: Reviews) -> Figures:
     groups = [group for group in data.judged if group.items]
-    two_sided = [group for group in groups if statistics.is_two_sided(group)]
+    kinds = Counter(picked(data.origins[group.number].shown) for group in groups)
+    nearest = [group for group in groups if picked(data.origins[group.number].shown) == NEAREST]
     kept, deleted = similarities(groups, True), similarities(groups, False)
-    keep_rate, precision = statistics.by_rank(groups)
+    keep_rate, precision = statistics.by_rank(nearest)
     pairs, chains = contradictions(data.records)
     threshold = statistics.best_threshold(kept, deleted)
     low = min([*kept, *deleted], default=0.0)
@@ -57,10 +47,11 @@ def measure(data: ReportData, events: Iterable[Event]) -> Figures:
     return {
         "progress": progress(data),
         "model": data.model,
+        "not_nearest": {INFORMATIVE: kinds[INFORMATIVE], POOLED: kinds[POOLED]},
         "keep_rate_by_rank": [estimate._asdict() for estimate in keep_rate],
         "precision_at": [estimate._asdict() for estimate in precision],
-        "average_precision": statistics.mean(list(map(judged_ap, two_sided)))._asdict(),
-        "ordered_pairs": statistics.mean(list(map(statistics.ordered_share, two_sided)))._asdict(),
+        "average_precision": mean_of(judged_ap, nearest)._asdict(),
+        "ordered_pairs": mean_of(statistics.ordered_share, groups)._asdict(),
         "threshold": threshold and threshold._asdict(),
         "similarity_histogram": {
             "edges": edges.round(6).tolist(),
@@ -68,8 +59,26 @@ def measure(data: ReportData, events: Iterable[Event]) -> Figures:
             "hard_negatives": np.histogram(deleted, edges)[0].tolist(),
         },
         "conflicts": {"pairs": pairs, "chains": [chain._asdict() for chain in chains]},
-        "yield": review_counts(read_reviews(events)),
+        "agreement": agreement(list(reviews.second_looks.values())),
+        "yield": count_reviews(reviews),
     }
+
+
+def picked(shown: Event) -> str:
+    """How the images of a directory were picked. An event that says nothing is of a time that knew the nearest only."""
+    if shown.get("pick", NEAREST) != NEAREST:
+        return INFORMATIVE
+    return POOLED if len(pool_of(shown)) > 1 else NEAREST
+
+
+def pool_of(shown: Event) -> set[str]:
+    """The collections whose nearest images a directory shows; empty if the history does not say."""
+    return set(map(str, shown.get("pool") or ()))
+
+
+def mean_of(measured: Callable[[Judged], float], groups: Sequence[Judged]) -> statistics.Estimate:
+    """The mean over groups with kept and deleted items."""
+    return statistics.mean([measured(group) for group in groups if statistics.is_two_sided(group)])
 
 
 def progress(data: ReportData) -> dict[str, int]:
@@ -93,18 +102,24 @@ def judged_ap(group: Judged) -> float:
     return statistics.average_precision(group.kept)
 
 
-def compare(data: ReportData, rival: ReportData, name: str) -> Figures:
-    """Judge both models on the same items of the same groups: those in both collections."""
-    ours, theirs = [], []
-    for group, other in zip(data.judged, rival.judged):
+def compare(data: ReportData, rival: ReportData, name: str, rival_name: str) -> Figures:
+    """Judge both models on the same items of the same groups: those in both collections, without informative picks.
+
+    Of a pooled directory the images were chosen by several collections, which favors none of them.
+    """
+    ours, theirs, is_shared = [], [], []
+    for group, other, origin in zip(data.judged, rival.judged, data.origins):
         both = set(group.items) & set(other.items)
         group, other = only(group, both), only(other, both)
-        if statistics.is_two_sided(group):
+        if statistics.is_two_sided(group) and picked(origin.shown) != INFORMATIVE:
             ours.append(group)
             theirs.append(other)
+            is_shared.append({name, rival_name} <= pool_of(origin.shown))
     if not ours:
-        raise UserError(f"no group has a kept and a deleted image in collection {name}; compare one with the same ids")
-    result: Figures = {"collection": name, "model": rival.model}
+        raise UserError(
+            f"no group has a kept and a deleted image in collection {rival_name}; compare one with the same ids"
+        )
+    result: Figures = {"collection": rival_name, "model": rival.model, "groups": len(ours), "pooled": sum(is_shared)}
     measures: dict[str, Callable[[Judged], float]] = {
         "average_precision": judged_ap,
         "ordered_pairs": statistics.ordered_share,
@@ -128,41 +143,27 @@ def only(group: Judged, ids: set[str]) -> Judged:
     )
 
 
-def read_reviews(events: Iterable[Event]) -> Reviews:
-    """Directories are told apart by root and main image. A later outcome of a directory replaces an earlier one."""
-    first: list[Event] = []
-    shown: dict[str, dict[Any, Event]] = {}  # main image -> root -> last event
-    decisions: dict[str, list[Decision]] = {}  # main image -> oldest first
-    for event in events:
-        main, root = event["main"], event.get("root")
-        if isinstance(event.get("shown"), dict):
-            if root not in shown.setdefault(main, {}):
-                first.append(event)
-            shown[main][root] = event
-        elif event.get("undone"):
-            del decisions.get(main, [])[-1:]
-        elif event.get("discarded") or _is_load(event):
-            dirs = shown.get(main, {})
-            only = next(iter(dirs.values())) if len(dirs) == 1 else {}  # the directory was moved since it was shown
-            decisions.setdefault(main, []).append(Decision(event, dirs.get(root, only)))
-    last = {(main, one.outcome.get("root")): one for main, listed in decisions.items() for one in listed}
-    return Reviews(first, list(last.values()))
+def agreement(looks: Sequence[Event]) -> Figures:
+    """Second looks against the records they found: the share of equal verdicts, and Cohen's kappa (1960)."""
+    judged = [(look, both) for look in looks if (both := verdicts(look))]
+    equal = np.array([[sum(first == second for first, second in both.values())] for _, both in judged], dtype=float)
+    n_images = np.array([[len(both)] for _, both in judged], dtype=float)
+    return {
+        "directories": len(judged),
+        "images": int(n_images.sum()),
+        "equal": statistics.ratios(equal.reshape(-1, 1), n_images.reshape(-1, 1))[0]._asdict(),
+        "kappa": kappa(np.array([verdict for _, both in judged for verdict in both.values()], bool).reshape(-1, 2)),
+        "disagreements": [
+            {"main": look["main"], "dir": dir_name(look["main"], look), "image": id_, "kept_first": first}
+            for look, both in judged
+            for id_, (first, second) in both.items()
+            if first != second
+        ],
+    }
 
 
-def review_counts(reviews: Reviews) -> dict[str, dict[str, dict[str, int]]]:
-    """COUNTS by sampler, and by day (UTC) of the event."""
-    tables: dict[str, dict[str, dict[str, int]]] = {"by_sampler": {}, "by_day": {}}
-    facts = [(event, event, {"shown": 1}) for event in reviews.shown]
-    for outcome, shown in reviews.decisions:
-        counts = {"positives": len(outcome.get("kept", ())), "negatives": len(outcome.get("deleted", ()))}
-        facts.append((outcome, shown, counts | {"discarded" if outcome.get("discarded") else "loaded": 1}))
-    for event, shown, counts in facts:
-        names = str(shown.get("sampler", "unknown")), str(event.get("time"))[:10]
-        for table, name in zip(tables.values(), names):
-            line = table.setdefault(name, dict.fromkeys(COUNTS, 0))
-            line.update({key: line[key] + count for key, count in counts.items()})
-    return {key: dict(sorted(table.items())) for key, table in tables.items()}
-
-
-def _is_load(event: Event) -> bool:
-    return isinstance(event.get("kept"), list) and isinstance(event.get("deleted"), list)
+def kappa(kept: np.ndarray) -> float | None:
+    """Agreement beyond chance of two reviewers' verdicts (N, 2); None if chance alone makes them agree."""
+    shares = kept.mean(0) if len(kept) else np.ones(2)
+    expected = float(shares.prod() + (1 - shares).prod())
+    return None if expected == 1 else round((float(np.mean(kept[:, 0] == kept[:, 1])) - expected) / (1 - expected), 6)

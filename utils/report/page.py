@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import jinja2
 
 from utils.images.copies import thumbnail_path
 from utils.report.figures import Figures, ReportData
+from utils.report.reviews import dir_name
 
 THUMBNAILS = "thumbnails"  # folder beside the page
 MAX_GROUPS = 2_000  # groups with pictures, the latest: a browser still opens the page in seconds
@@ -21,8 +23,9 @@ NEAR_GROUPS = 100  # the first of these load without the page's script, which lo
 MAX_CONFLICTS = 50  # contradictions of a kind with pictures; report.json has all
 MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
 BUFFERED = 1_000  # parts of the page rendered between two writes
-LEFT, RIGHT, TOP, BOTTOM = 56, 704, 36, 268  # a chart's plot within 720 x 320 units
+LEFT, RIGHT, TOP, BOTTOM = 72, 704, 36, 268  # a chart's plot within 720 x 340 units
 MAX_X_TICKS, N_Y_TICKS = 20, 5
+N_MAJOR = 6  # labels on x that a narrow screen has room for
 
 
 class Image(NamedTuple):
@@ -32,16 +35,40 @@ class Image(NamedTuple):
     caption: str
     title: str  # metadata, shown on hover; the last line is the id
     source: str  # relative path of the thumbnail, "" if there is none
+    original: str  # http(s) URL, or path relative to the page; "" if there is neither
+
+
+class Statement(NamedTuple):
+    """A judgment of a contradiction, with the groups in which it was made."""
+
+    words: str
+    groups: list[int]
+
+
+class Conflict(NamedTuple):
+    """A contradiction, or one directory's differences between two reviewers."""
+
+    images: list[Image]
+    statements: list[Statement]
 
 
 class SheetGroup(NamedTuple):
     """The contact sheet of one record."""
 
     number: int
+    dir_name: str
     n_kept: int
     n_deleted: int
     images: list[Image]
     is_far: bool
+
+
+@dataclass
+class Pictures:
+    """What the page can show of an image and link to."""
+
+    thumbnails: Collection[str]  # ids that have one
+    originals: Mapping[str, str]  # id -> http(s) URL, or path relative to the page
 
 
 class Series(NamedTuple):
@@ -56,14 +83,14 @@ class Chart(NamedTuple):
     """What the template draws."""
 
     title: str
-    x_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str, bool]]  # whether a narrow screen shows it
     y_ticks: list[tuple[float, str]]
     series: list[Series]
     mark: tuple[float, str] | None = None
 
 
-def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pictured: set[str]) -> None:
-    """Render the page piece by piece: groups are made as they are written. `pictured`: ids that have a thumbnail."""
+def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pictures: Pictures) -> None:
+    """Render the page piece by piece: groups are made as they are written."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,8 +104,10 @@ def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pi
         figures=figures,
         rank_chart=rank_chart(figures),
         threshold_chart=threshold_chart(figures),
-        conflicts=conflict_images(data, figures, pictured),
-        groups=sheet_groups(data, pictured),
+        conflicts=contradictions(data, figures, pictures),
+        disagreements=disagreements(data, figures, pictures),
+        groups=sheet_groups(data, pictures),
+        first_shown=max(0, len(data.records) - MAX_GROUPS),
         max_conflicts=MAX_CONFLICTS,
         max_groups=MAX_GROUPS,
     )
@@ -106,25 +135,63 @@ def shown_conflicts(figures: Figures) -> list[tuple[str, ...]]:
     return pairs + [tuple(chain.values()) for chain in figures["conflicts"]["chains"][:MAX_CONFLICTS]]
 
 
+def shown_disagreements(figures: Figures) -> dict[tuple[str, str], dict[str, bool]]:
+    """(main image, directory) of a second look -> image -> whether the first look kept it; these get pictures."""
+    found: dict[tuple[str, str], dict[str, bool]] = {}
+    for one in figures["agreement"]["disagreements"]:
+        found.setdefault((one["main"], one["dir"]), {})[one["image"]] = one["kept_first"]
+    return dict(list(found.items())[:MAX_CONFLICTS])
+
+
 def shown_ids(data: ReportData, figures: Figures) -> set[str]:
     """Images on the page."""
     ids = {id_ for record in data.records[-MAX_GROUPS:] for id_ in (*record["pos"], *record["neg"])}
+    for (main, _), images in shown_disagreements(figures).items():
+        ids |= {main, *images}
     return ids.union(*shown_conflicts(figures))
 
 
-def conflict_images(data: ReportData, figures: Figures, pictured: set[str]) -> Iterator[list[Image]]:
+def contradictions(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
+    numbers: dict[str, list[int]] = {}  # main image -> its records
+    for number, record in enumerate(data.records):
+        numbers.setdefault(record["pos"][0], []).append(number)
+
+    def statement(name: str, a: str, key: Literal["pos", "neg"], other_name: str, b: str) -> Statement:
+        judged = [n for main, item in ((a, b), (b, a)) for n in numbers.get(main, []) if item in data.records[n][key]]
+        return Statement(f"{name} {'like' if key == 'pos' else 'not like'} {other_name}", sorted(judged))
+
     for ids in shown_conflicts(figures):
-        roles = ("a", "b: like a and like c", "c: not like a") if len(ids) == 3 else ("a", "b: like a, and not")
-        yield [image(data, id_, "main", role, pictured) for id_, role in zip(ids, roles)]
+        a, b, c = ids[0], ids[1], ids[-1]
+        if len(ids) == 2:
+            found = [statement("a", a, "pos", "b", b), statement("a", a, "neg", "b", b)]
+        else:
+            found = [
+                statement("a", a, "pos", "b", b),
+                statement("b", b, "pos", "c", c),
+                statement("a", a, "neg", "c", c),
+            ]
+        yield Conflict([image(data, id_, "main", name, pictures) for id_, name in zip(ids, "abc")], found)
 
 
-def sheet_groups(data: ReportData, pictured: set[str]) -> Iterator[SheetGroup]:
+def disagreements(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
+    for (main, directory), images in shown_disagreements(figures).items():
+        shown = [image(data, main, "main", "main image", pictures)]
+        for id_, was_kept in images.items():
+            first, second = ("kept", "deleted") if was_kept else ("deleted", "kept")
+            shown.append(image(data, id_, first, f"{first}, then {second}", pictures))
+        numbers = [number for number, record in enumerate(data.records) if record["pos"][0] == main]
+        yield Conflict(shown, [Statement(f"second look in {directory}", numbers)])
+
+
+def sheet_groups(data: ReportData, pictures: Pictures) -> Iterator[SheetGroup]:
     """Contact sheets, the latest group first."""
     n = len(data.records)
     for number in range(n - 1, max(n - MAX_GROUPS, 0) - 1, -1):
-        record = data.records[number]
-        images = [image(data, *listed, pictured) for listed in captions(data, number)]
-        yield SheetGroup(number, len(record["pos"]) - 1, len(record["neg"]), images, n - number > NEAR_GROUPS)
+        record, (outcome, shown) = data.records[number], data.origins[number]
+        images = [image(data, *listed, pictures) for listed in captions(data, number)]
+        name = dir_name(record["pos"][0], shown | outcome)
+        n_kept, n_deleted = len(record["pos"]) - 1, len(record["neg"])
+        yield SheetGroup(number, name, n_kept, n_deleted, images, n - number > NEAR_GROUPS)
 
 
 def captions(data: ReportData, number: int) -> Iterator[tuple[str, str, str]]:
@@ -139,10 +206,10 @@ def captions(data: ReportData, number: int) -> Iterator[tuple[str, str, str]]:
         yield from ((id_, kind, f"{kind}, no longer in the collection") for id_ in ids if id_ not in present)
 
 
-def image(data: ReportData, id_: str, kind: str, caption: str, pictured: set[str]) -> Image:
+def image(data: ReportData, id_: str, kind: str, caption: str, pictures: Pictures) -> Image:
     metadata = metadata_text(data.items.get(id_, {}))[:MAX_TITLE]
-    source = f"{THUMBNAILS}/{thumbnail_path(id_)}" if id_ in pictured else ""
-    return Image(kind, caption, f"{metadata}\n{id_}".strip(), source)
+    source = f"{THUMBNAILS}/{thumbnail_path(id_)}" if id_ in pictures.thumbnails else ""
+    return Image(kind, caption, f"{metadata}\n{id_}".strip(), source, pictures.originals.get(id_, ""))
 
 
 def metadata_text(item: Mapping[str, Any]) -> str:
@@ -165,7 +232,7 @@ def rank_chart(figures: Figures) -> Chart | None:
         known = [(LEFT + i * step, one) for i, one in enumerate(estimates) if one["value"] is not None]
         band = [(x, one["high"]) for x, one in known] + [(x, one["low"]) for x, one in reversed(known)]
         series.append(Series(name, points(band, 1), points([(x, one["value"]) for x, one in known], 1)))
-    return Chart("Keep rate by rank", thinned(x_ticks), y_ticks(1, "{:.1f}".format), series)
+    return Chart("Keep rate by rank", thinned(x_ticks, MAX_X_TICKS), y_ticks(1, "{:.1f}".format), series)
 
 
 def threshold_chart(figures: Figures) -> Chart | None:
@@ -182,7 +249,7 @@ def threshold_chart(figures: Figures) -> Chart | None:
         steps = [(x, count) for pair, count in zip(itertools.pairwise(across), counts) for x in pair]
         outline = points([(across[0], 0), *steps, (across[-1], 0)], top)
         series.append(Series(name, outline, outline))
-    x_ticks = [(round(x, 1), f"{edge:.2f}") for x, edge in zip(across, edges)][:: max(1, len(edges) // 10)]
+    x_ticks = thinned([(round(x, 1), f"{edge:.2f}") for x, edge in zip(across, edges)], 10)
     mark = (round(LEFT + (threshold - edges[0]) * scale, 1), f"{threshold:.3f}")
     return Chart("Similarity to the main image", x_ticks, y_ticks(top, "{:,.0f}".format), series, mark)
 
@@ -191,8 +258,11 @@ def y_ticks(top: float, label: Callable[[float], str]) -> list[tuple[float, str]
     return [(round(height(top * i / N_Y_TICKS, top), 1), label(top * i / N_Y_TICKS)) for i in range(N_Y_TICKS + 1)]
 
 
-def thinned(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    return ticks[:: max(1, len(ticks) // MAX_X_TICKS)]
+def thinned(ticks: list[tuple[float, str]], n: int) -> list[tuple[float, str, bool]]:
+    """About n of the ticks, N_MAJOR of them for narrow screens."""
+    some = ticks[:: max(1, len(ticks) // n)]
+    every = -(-len(some) // N_MAJOR)
+    return [(x, label, i % every == 0) for i, (x, label) in enumerate(some)]
 
 
 def height(value: float, top: float) -> float:

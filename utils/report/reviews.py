@@ -1,0 +1,94 @@
+"""The history as a report needs it: how directories were shown, their outcomes, and second looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from utils.annotation.history import Event
+from utils.annotation.records import Record
+
+COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # directories, directories, directories, ids, ids
+
+
+class Decision(NamedTuple):
+    """An outcome of a directory, and the event in which it had been shown; {} if the history has none."""
+
+    outcome: Event
+    shown: Event
+
+
+@dataclass
+class Reviews:
+    """The directories of the history, told apart by root and main image."""
+
+    shown: dict[str, dict[Any, Event]] = field(default_factory=dict)  # main image -> root -> event
+    decisions: dict[str, list[Decision]] = field(default_factory=dict)  # main image -> oldest first
+    second_looks: dict[tuple[Any, str], Event] = field(default_factory=dict)  # (root, main image) -> the last one
+
+    def shown_in(self, main: str, root: Any) -> Event:
+        """How the directory was shown; of one that was moved since, if no other directory has this main image."""
+        dirs = self.shown.get(main, {})
+        return dirs.get(root) or (next(iter(dirs.values())) if len(dirs) == 1 else {})
+
+    def origin(self, record: Record) -> Decision:
+        """The load that made a record, and how its directory had been shown; {} for what the history does not say."""
+        main = record["pos"][0]
+        loads = [one for one in self.decisions.get(main, []) if is_load(one.outcome)]
+        made = [one for one in loads if set(one.outcome["kept"]) == set(record["pos"])]
+        return (made or loads or [Decision({}, self.shown_in(main, None))])[-1]
+
+
+def read_reviews(events: Iterable[Event]) -> Reviews:
+    reviews = Reviews()
+    for event in events:
+        main, root = event["main"], event.get("root")
+        if isinstance(event.get("shown"), dict):
+            reviews.shown.setdefault(main, {})[root] = event
+        elif event.get("undone"):
+            del reviews.decisions.get(main, [])[-1:]
+        elif is_second_look(event):
+            reviews.second_looks[root, main] = event
+        elif event.get("discarded") or is_load(event):
+            reviews.decisions.setdefault(main, []).append(Decision(event, reviews.shown_in(main, root)))
+    return reviews
+
+
+def is_load(event: Event) -> bool:
+    return isinstance(event.get("kept"), list) and isinstance(event.get("deleted"), list)
+
+
+def is_second_look(event: Event) -> bool:
+    look, record = event.get("second_look"), event.get("record")
+    return isinstance(look, dict) and is_load(look) and isinstance(record, dict) and {"pos", "neg"} <= set(record)
+
+
+def count_reviews(reviews: Reviews) -> dict[str, dict[str, dict[str, int]]]:
+    """COUNTS by sampler, and by day (UTC) of the event. The last outcome of a directory counts."""
+    tables: dict[str, dict[str, dict[str, int]]] = {"by_sampler": {}, "by_day": {}}
+    facts = [(event, event, {"shown": 1}) for dirs in reviews.shown.values() for event in dirs.values()]
+    last = {(main, one.outcome.get("root")): one for main, listed in reviews.decisions.items() for one in listed}
+    for outcome, shown in last.values():
+        counts = {"positives": len(outcome.get("kept", ())), "negatives": len(outcome.get("deleted", ()))}
+        facts.append((outcome, shown, counts | {"discarded" if outcome.get("discarded") else "loaded": 1}))
+    for event, shown, counts in facts:
+        names = str(shown.get("sampler", "unknown")), str(event.get("time"))[:10]
+        for table, name in zip(tables.values(), names):
+            line = table.setdefault(name, dict.fromkeys(COUNTS, 0))
+            line.update({key: line[key] + count for key, count in counts.items()})
+    return {key: dict(sorted(table.items())) for key, table in tables.items()}
+
+
+def dir_name(main: str, event: Mapping[str, Any]) -> str:
+    """The directory as a reviewer finds it, "root/18_id"; "*" stands for what the history does not say."""
+    root = re.split(r"[/\\]", str(event.get("root") or "").rstrip("/\\"))[-1]
+    return "/".join(filter(None, (root, str(event.get("dir") or f"*_{main}"))))
+
+
+def verdicts(look: Event) -> dict[str, tuple[bool, bool]]:
+    """Image -> kept in the record, kept in the second look; without the main image, for images judged in both."""
+    record, second = look["record"], look["second_look"]
+    both = ({*record["pos"], *record["neg"]} & {*second["kept"], *second["deleted"]}) - {look["main"]}
+    return {id_: (id_ in record["pos"], id_ in second["kept"]) for id_ in sorted(both)}
