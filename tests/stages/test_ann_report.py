@@ -215,7 +215,7 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     mains = ids[::SIZE]
     text, found = compared([shown("r", mains[0], pick="informative"), shown("r", mains[1], pool=["images", "third"])])
     assert (found["groups"], found["pooled"]) == (N_GROUPS - 1, 0)
-    assert "The pool was not shared" in text
+    assert "The pool was not shared" in text and "Left out: 1 groups with images picked to be" in text
     text, found = compared([shown("r", mains[1], pool=["images", "other"])])
     assert (found["groups"], found["pooled"]) == (N_GROUPS, 1)
     assert f"1 of {N_GROUPS} compared groups show images of both collections" in text

@@ -103,35 +103,33 @@ def judged_ap(group: Judged) -> float:
 
 
 def compare(data: ReportData, rival: ReportData, name: str, rival_name: str) -> Figures:
-    """Judge both models on the same items of the same groups: those in both collections, without informative picks.
-
-    Of a pooled directory the images were chosen by several collections, which favors none of them.
-    """
-    ours, theirs, is_shared = [], [], []
+    """Judge both models on the same items of the same groups: those in both collections, without informative picks."""
+    pairs, n_informative, n_pooled = [], 0, 0
     for group, other, origin in zip(data.judged, rival.judged, data.origins):
         both = set(group.items) & set(other.items)
         group, other = only(group, both), only(other, both)
-        if statistics.is_two_sided(group) and picked(origin.shown) != INFORMATIVE:
-            ours.append(group)
-            theirs.append(other)
-            is_shared.append({name, rival_name} <= pool_of(origin.shown))
-    if not ours:
+        if statistics.is_two_sided(group) and picked(origin.shown) == INFORMATIVE:
+            n_informative += 1
+        elif statistics.is_two_sided(group):
+            pairs.append((group, other))
+            n_pooled += {name, rival_name} <= pool_of(origin.shown)
+    if not pairs:
         raise UserError(
-            f"no group has a kept and a deleted image in collection {rival_name}; compare one with the same ids"
+            f"no group of nearest images has a kept and a deleted one in collection {rival_name}; compare a collection "
+            "with the same ids"
         )
-    result: Figures = {"collection": rival_name, "model": rival.model, "groups": len(ours), "pooled": sum(is_shared)}
-    measures: dict[str, Callable[[Judged], float]] = {
-        "average_precision": judged_ap,
-        "ordered_pairs": statistics.ordered_share,
+    facts = {"groups": len(pairs), "informative_left_out": n_informative, "pooled": n_pooled}
+    figures = {
+        "average_precision": paired(judged_ap, pairs),
+        "ordered_pairs": paired(statistics.ordered_share, pairs),
     }
-    for key, measured in measures.items():
-        one, other_one = np.array([*map(measured, ours)]), np.array([*map(measured, theirs)])
-        result[key] = {
-            "this": statistics.mean(one.tolist())._asdict(),
-            "other": statistics.mean(other_one.tolist())._asdict(),
-            "other_minus_this": statistics.mean((other_one - one).tolist())._asdict(),
-        }
-    return result
+    return {"collection": rival_name, "model": rival.model, **facts, **figures}
+
+
+def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Judged]]) -> Figures:
+    one, other = (np.array([measured(group) for group in side]) for side in zip(*pairs))
+    values = {"this": one, "other": other, "other_minus_this": other - one}
+    return {key: statistics.mean(value.tolist())._asdict() for key, value in values.items()}
 
 
 def only(group: Judged, ids: set[str]) -> Judged:
