@@ -22,6 +22,12 @@ NEAR_GROUPS = 100  # the first of these load without the page's script, which lo
 # 20,000 images of `loading="lazy"` takes seconds more to open
 MAX_CONFLICTS = 50  # contradictions of a kind with pictures; report.json has all
 MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
+JUDGMENTS: dict[
+    int, tuple[tuple[str, str, Literal["pos", "neg"]], ...]
+] = {  # of a pair, and of a chain, by their images
+    2: (("a", "b", "pos"), ("a", "b", "neg")),
+    3: (("a", "b", "pos"), ("b", "c", "pos"), ("a", "c", "neg")),
+}
 BUFFERED = 1_000  # parts of the page rendered between two writes
 LEFT, RIGHT, TOP, BOTTOM = 72, 704, 36, 268  # a chart's plot within 720 x 340 units
 MAX_X_TICKS, N_Y_TICKS = 20, 5
@@ -152,35 +158,32 @@ def shown_ids(data: ReportData, figures: Figures) -> set[str]:
 
 
 def contradictions(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
-    numbers: dict[str, list[int]] = {}  # main image -> its records
-    for number, record in enumerate(data.records):
-        numbers.setdefault(record["pos"][0], []).append(number)
-
-    def statement(name: str, a: str, key: Literal["pos", "neg"], other_name: str, b: str) -> Statement:
-        judged = [n for main, item in ((a, b), (b, a)) for n in numbers.get(main, []) if item in data.records[n][key]]
-        return Statement(f"{name} {'like' if key == 'pos' else 'not like'} {other_name}", sorted(judged))
-
+    numbers = records_by_main(data)
     for ids in shown_conflicts(figures):
-        a, b, c = ids[0], ids[1], ids[-1]
-        if len(ids) == 2:
-            found = [statement("a", a, "pos", "b", b), statement("a", a, "neg", "b", b)]
-        else:
-            found = [
-                statement("a", a, "pos", "b", b),
-                statement("b", b, "pos", "c", c),
-                statement("a", a, "neg", "c", c),
-            ]
-        yield Conflict([image(data, id_, "main", name, pictures) for id_, name in zip(ids, "abc")], found)
+        id_of = dict(zip("abc", ids))
+        statements = []
+        for x, y, key in JUDGMENTS[len(ids)]:
+            both = ((id_of[x], id_of[y]), (id_of[y], id_of[x]))
+            judged = [n for main, item in both for n in numbers.get(main, []) if item in data.records[n][key]]
+            statements.append(Statement(f"{x} {'like' if key == 'pos' else 'not like'} {y}", sorted(judged)))
+        yield Conflict([image(data, id_, "main", name, pictures) for name, id_ in id_of.items()], statements)
 
 
 def disagreements(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
+    numbers = records_by_main(data)
     for (main, directory), images in shown_disagreements(figures).items():
         shown = [image(data, main, "main", "main image", pictures)]
         for id_, was_kept in images.items():
             first, second = ("kept", "deleted") if was_kept else ("deleted", "kept")
             shown.append(image(data, id_, first, f"{first}, then {second}", pictures))
-        numbers = [number for number, record in enumerate(data.records) if record["pos"][0] == main]
-        yield Conflict(shown, [Statement(f"second look in {directory}", numbers)])
+        yield Conflict(shown, [Statement(f"second look in {directory}", numbers.get(main, []))])
+
+
+def records_by_main(data: ReportData) -> dict[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for number, record in enumerate(data.records):
+        numbers.setdefault(record["pos"][0], []).append(number)
+    return numbers
 
 
 def sheet_groups(data: ReportData, pictures: Pictures) -> Iterator[SheetGroup]:
