@@ -162,7 +162,7 @@ def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
     if "model_name" not in model:
         raise UserError("the collection does not name its model; set another ANN_SAMPLER_NAME than text")
     name, tag = model["model_name"], model.get("pretrained", "")
-    if not same_model(weights.identify(name, tag), model):
+    if not same_model(weights.find(name, tag).identity, model):
         raise UserError(f"the weights of {describe(model)} changed since the collection was made")
     return encoder.load(name, tag, device, "fp32").encode_text(prompt)
 

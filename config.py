@@ -17,8 +17,10 @@ IMAGE_CACHE_MAX_BYTES = 20_000_000_000  # bytes; caching also stops when less th
 LOGS_DIR_PATH = "data/logs"  # one log file per run; "" writes none
 
 # --- the model --------------------------------------------------------------------------------------------------------
-CLIP_MODEL_NAME = "ViT-B-32"  # an open_clip model name, 'hf-hub:ORG/NAME' or 'local-dir:PATH'
-CLIP_PRETRAINED = "laion2b_s34b_b79k"  # an open_clip tag or a checkpoint file; unused with hf-hub: and local-dir:
+CLIP_MODEL_NAME = "ViT-B-32"  # an open_clip model name, 'hf-hub:ORG/NAME', 'local-dir:PATH' or 'timm:NAME'
+CLIP_PRETRAINED = (
+    "laion2b_s34b_b79k"  # a tag or a checkpoint file, "" for timm's own; unused with hf-hub: and local-dir:
+)
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), or a torch device such as cpu or cuda:1
 PRECISION = "auto"  # auto (the fastest that is accurate enough), fp32, bf16 or fp16
 BATCH_SIZE = 32  # images per forward pass; 32 is best on CPUs, 256 and more on GPUs

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     start_log("embed", args.logs_dir_path)
     work = Worklist(Path(args.formatted_data_path), args.id_field, Path(args.failed_data_path))
     with open_store(args) as store:
-        identity = check_model(store, args)
+        model = check_model(store, args)
         work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
         if args.verify:
             return print_verification(work, store)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.prune:
             prune(work, store)
         with cli.stoppable() as stop, saving(work, store):
-            embed_missing(work, store, identity, args)
+            embed_missing(work, store, model, args)
         n_extra = len(np.setdiff1d(extra_ids(work, store), store.journal.gone))
     print_summary(work, n_extra, args)
     return stop.code or (0 if work.count(STORED, KNOWN) or not len(work) else 1)
@@ -83,16 +83,17 @@ def open_store(args: argparse.Namespace) -> Iterator[Store]:
         yield store
 
 
-def check_model(store: Store, args: argparse.Namespace) -> dict[str, str]:
-    """The identity of the chosen model. Raises UserError if another model made what is stored."""
-    identity = weights.identify(args.clip_model_name, args.clip_pretrained)
-    if store.model and not same_model(store.model, identity):
+def check_model(store: Store, args: argparse.Namespace) -> weights.Model:
+    """The chosen model. Raises UserError if another model made what is stored."""
+    model = weights.find(args.clip_model_name, args.clip_pretrained)
+    asked = model.identity if store.model else {}
+    if store.model and not same_model(store.model, asked):
         model_name, pretrained = (shlex.quote(store.model.get(key, "")) for key in ("model_name", "pretrained"))
         raise UserError(
-            f"collection {args.collection_name} was made with {describe(store.model)}, and {describe(identity)} is "
+            f"collection {args.collection_name} was made with {describe(store.model)}, and {describe(asked)} is "
             f"asked for; add --clip-model-name {model_name} --clip-pretrained {pretrained}, or another COLLECTION_NAME"
         )
-    return identity
+    return model
 
 
 def check_local_addresses(work: Worklist) -> None:
@@ -157,16 +158,16 @@ def saving(work: Worklist, store: Store) -> Iterator[None]:
     store.finish()
 
 
-def embed_missing(work: Worklist, store: Store, identity: dict[str, str], args: argparse.Namespace) -> None:
+def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argparse.Namespace) -> None:
     """Embed and store the items that are still to do, in this process or on Ray."""
     if not work.count(TODO):
         return
     plan = make_plan(store, args)
     if not args.embed_ray_address:
-        run.embed_todo(work, store, identity, plan)
+        run.embed_todo(work, store, model, plan)
         return
     with ray_run.cluster(args.embed_ray_address):
-        ray_run.embed_todo(work, store, identity, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
+        ray_run.embed_todo(work, store, model, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
 
 
 def make_plan(store: Store, args: argparse.Namespace) -> Plan:
@@ -179,7 +180,7 @@ def make_plan(store: Store, args: argparse.Namespace) -> Plan:
     )
     return Plan(
         (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
-        store.model.get("precision", ""),
+        store.model,
         limits,
         args.max_image_pixels,
         (args.image_cache_dir_path, args.image_cache_max_bytes),

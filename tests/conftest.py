@@ -100,6 +100,12 @@ def offline_model_name(offline_model_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def small_vit_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """CLIP_MODEL_NAME of a small seeded ViT, which bf16 is accurate for."""
+    return f"local-dir:{offline_model.build_small_vit(tmp_path_factory.mktemp('small'))}"
+
+
+@pytest.fixture(scope="session")
 def photos() -> list[Variation]:
     """Sixteen variations each of four photos."""
     return list(variations([name for name in PHOTOS if name.startswith(("astronaut", "chelsea", "coffee", "rocket"))]))

@@ -92,7 +92,7 @@ def fetch(urls: list[str], side: int, n_threads: int) -> dict[str, float]:
     from utils.web.download import DownloadLimits
 
     limits = DownloadLimits(15, 2, 50_000_000, allow_local=True, respect_noai=True)
-    settings = FetchSettings(limits, MAX_PIXELS, Preprocess((side, side), "shortest", "bicubic", 0), "", 0)
+    settings = FetchSettings(limits, MAX_PIXELS, "", 0, Preprocess((side, side), "shortest", "bicubic", 0))
     jobs = (Job(key, "", url) for key, url in enumerate(urls))
     times = []
     with Fetcher(jobs, settings, n_threads, 0, len(urls)) as fetcher:

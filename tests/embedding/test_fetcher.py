@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import queue
 import threading
@@ -12,19 +13,20 @@ import pytest
 from tests.support.photos import encode, load
 from tests.support.servers import PhotoServer
 from utils.embedding import fetcher as fetcher_module
-from utils.embedding.fetch_worker import FetchSettings, Job, load_pixels
+from utils.embedding.fetch_worker import FetchSettings, Job
 from utils.embedding.fetcher import Fetcher
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.preprocess import Preprocess
 from utils.web.download import DownloadLimits
 
+PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)
 ID = "00000000-0000-5000-8000-{:012d}"
 
 
 def settings_of(cache_dir: Path | str = "") -> FetchSettings:
     limits = DownloadLimits(timeout_s=20, attempts=1, max_bytes=10**7, allow_local=True, respect_noai=True)
-    return FetchSettings(limits, 10**8, Preprocess((32, 32), "shortest", "bicubic", 0), str(cache_dir), 10**9)
+    return FetchSettings(limits, 10**8, str(cache_dir), 10**9, PREPROCESS)
 
 
 def jobs_of(urls: list[str]) -> list[Job]:
@@ -36,7 +38,7 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
     what = job.url.rpartition("/")[2]
     if what == "dies downloading":
         os._exit(4)
-    with decoding:
+    with decoding():
         if what == "dies decoding":
             os._exit(3)
         if what == "hangs":
@@ -196,17 +198,40 @@ def test_a_host_is_asked_for_no_more_than_its_limit_at_once():
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path: Path, photo_server: PhotoServer):
-    import contextlib
-    import multiprocessing
-
     name = next(name for name in photo_server.files if name.endswith(".jpg"))
-    job, settings = jobs_of([f"{photo_server.url}/{name}"])[0], settings_of(tmp_path)
-    cache = ImageCache(str(tmp_path), 10**9, multiprocessing.Value("q", 0))
-    first = load_pixels(job, settings, cache, contextlib.nullcontext())
-    path = cache.find(job.id)
-    assert path.read_bytes() == photo_server.files[name] and photo_server.requests.total() == 1
-    load_pixels(job, settings, cache, contextlib.nullcontext())
+    job = jobs_of([f"{photo_server.url}/{name}"])[0]
+
+    def pixels() -> np.ndarray:
+        with Fetcher([job], settings_of(tmp_path), 1, 0, 10) as fetcher:
+            (result,) = fetcher
+        assert result.error is None
+        return result.pixels
+
+    first = pixels()
+    path = ImageCache(str(tmp_path), 10**9).find(job.id)
+    assert path and path.read_bytes() == photo_server.files[name] and photo_server.requests.total() == 1
+    pixels()
     assert photo_server.requests.total() == 1
     path.write_bytes(path.read_bytes()[:500])
-    assert (load_pixels(job, settings, cache, contextlib.nullcontext()) == first).all()
+    assert (pixels() == first).all()
     assert photo_server.requests.total() == 2 and path.read_bytes() == photo_server.files[name]
+
+
+def test_downloads_begin_before_the_model_is_known_and_decoding_after(photo_server: PhotoServer):
+    names = [name for name in photo_server.files if name.endswith(".jpg")][:8]
+    settings = dataclasses.replace(settings_of(), preprocess=None)
+    with Fetcher(jobs_of([f"{photo_server.url}/{name}" for name in names]), settings, 4, 0, 10) as fetcher:
+        while photo_server.requests.total() < 4:  # its threads' number: no more begin
+            time.sleep(0.01)
+        fetcher.start_decoding(PREPROCESS)
+        results = list(fetcher)
+    assert [result.error for result in results] == [None] * 8
+    assert {result.pixels.shape for result in results} == {(32, 32, 3)}
+
+
+def test_a_worker_started_anew_knows_the_model_too():
+    urls = ["http://h/dies downloading", *["http://g/ok"] * 6]
+    settings = dataclasses.replace(settings_of(), preprocess=None)
+    with Fetcher(jobs_of(urls), settings, 1, 0, 10, play) as fetcher:
+        fetcher.start_decoding(PREPROCESS)
+        assert [result.job.key for result in fetcher if result.error] == [0]

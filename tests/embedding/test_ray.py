@@ -107,7 +107,7 @@ def test_an_actor_whose_fetcher_failed_opens_another(photo_server, tmp_path, off
     monkeypatch.chdir(tmp_path)
     limits = DownloadLimits(5, 1, 10**7, allow_local=True, respect_noai=True)
     model = (offline_model_name, "", "cpu", "fp32")
-    embedder = ray_actor.Embedder(Plan(model, "fp32", limits, 10**8, ("", 0), 4, 0, 8), 2, str(tmp_path))
+    embedder = ray_actor.Embedder(Plan(model, {}, limits, 10**8, ("", 0), 4, 0, 8), 2, str(tmp_path))
     rows = [ray_actor.Row(i, str(i), f"{photo_server.url}/{name}", "{}") for i, name in enumerate(photo_server.files)][
         :5
     ]

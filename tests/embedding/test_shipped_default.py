@@ -12,8 +12,8 @@ from tests.support.servers import closed_port
 from utils.store.collection import open_collection, read_ids, read_vectors
 
 # What comes before torch is loaded, without it.
-FETCH = f"weights._fetch('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ['{WEIGHTS_NAME}'])"
-LOCATE = "weights.locate('hf-hub:ORG/NAME', '')"
+FETCH = f"weights.fetch('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ['{WEIGHTS_NAME}'])"
+FETCH_NONE = "weights.fetch('ORG/NAME', weights.HUB_NAMES)"
 
 
 def in_process_of_its_own(call, environment):
@@ -82,7 +82,7 @@ def test_hub_out_of_reach_is_one_line_within_reasonable_time(fake_hub, tmp_path)
     ]
     faults = ["503", "stopped answering", "refuses connections", "HF_HUB_OFFLINE is set", "does not resolve"]
     for trouble, fault in zip(troubles, faults, strict=True):
-        line = assert_one_line(in_process_of_its_own(LOCATE, trouble))
+        line = assert_one_line(in_process_of_its_own(FETCH_NONE, trouble))
         assert "weights of ORG/NAME cannot be fetched" in line and fault in line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.embedding import weights
+from utils.embedding import networks, weights
 from utils.errors import UserError
 from utils.store.model import same_model
 
@@ -24,7 +24,11 @@ def local(tmp_path: Path) -> Path:
 
 
 def identify(folder: Path) -> dict[str, str]:
-    return weights.identify(f"local-dir:{folder}", "ignored")
+    return weights.find(f"local-dir:{folder}", "ignored").identity
+
+
+def load(model_name: str, pretrained: str) -> networks.Network:
+    return networks.load(weights.find(model_name, pretrained))
 
 
 def test_a_local_model_is_its_files_wherever_they_are(local, tmp_path):
@@ -41,7 +45,7 @@ def test_a_local_model_that_lacks_a_file_is_one_line(local, name):
     with pytest.raises(UserError, match=r"has no (weights|open_clip_config.json).*; use weights on this machine"):
         identify(local)
     with pytest.raises(UserError, match="has no"):
-        weights.locate(f"local-dir:{local}", "")
+        load(f"local-dir:{local}", "")
 
 
 def test_of_several_checkpoints_the_one_that_open_clip_takes_counts(local):
@@ -53,16 +57,19 @@ def test_of_several_checkpoints_the_one_that_open_clip_takes_counts(local):
 def test_a_checkpoint_is_a_model_together_with_its_architecture(tmp_path):
     path = tmp_path / "vit.pt"
     path.write_bytes(b"weights")
-    small, again = weights.identify("ViT-B-32", str(path)), weights.identify("ViT-B/32", str(path))
+    small, again = weights.find("ViT-B-32", str(path)).identity, weights.find("ViT-B/32", str(path)).identity
     assert same_model(small, again)
-    assert not same_model(small, weights.identify("ViT-B-16", str(path)))
-    assert not same_model(small, weights.identify("ViT-B-32", "openai"))
+    assert not same_model(small, weights.find("ViT-B-16", str(path)).identity)
+    assert not same_model(small, weights.find("ViT-B-32", "openai").identity)
 
 
 def test_tags_are_read_as_open_clip_reads_them():
-    one, other = weights.identify("ViT-B-32", "laion2b_s34b_b79k"), weights.identify("ViT-B/32", "LAION2B-s34b-b79k")
+    one, other = (
+        weights.find("ViT-B-32", "laion2b_s34b_b79k").identity,
+        weights.find("ViT-B/32", "LAION2B-s34b-b79k").identity,
+    )
     assert same_model(one, other)
-    assert not same_model(one, weights.identify("ViT-B-32", "openai"))
+    assert not same_model(one, weights.find("ViT-B-32", "openai").identity)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_tags_are_read_as_open_clip_reads_them():
 )
 def test_what_would_mean_random_weights_is_one_line(name, tag, words):
     with pytest.raises(UserError, match=words):
-        weights.identify(name, tag)
+        weights.find(name, tag)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +94,13 @@ def test_what_would_mean_random_weights_is_one_line(name, tag, words):
 )
 def test_unknown_names_and_tags_list_what_is_known(name, tag, words):
     with pytest.raises(UserError, match=words) as raised:
-        weights.locate(name, tag)
+        load(name, tag)
     assert "\n" not in str(raised.value)
 
 
 def test_a_model_says_itself_that_its_text_tower_means_nothing(local):
-    assert not weights.is_image_only(f"local-dir:{local}")
+    assert not weights.find(f"local-dir:{local}", "").is_image_only
     (local / "open_clip_config.json").write_text(json.dumps({"image_only": True}))
-    assert weights.is_image_only(f"local-dir:{local}")
-    assert not weights.is_image_only("ViT-B-32")
+    assert weights.find(f"local-dir:{local}", "").is_image_only
+    assert weights.find("timm:vit_small_patch14_dinov2", "").is_image_only
+    assert not weights.find("ViT-B-32", "openai").is_image_only

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from utils.embedding import encoder
@@ -11,14 +13,14 @@ from utils.images.preprocess import Preprocess
 class LightEncoder:
     """Vectors are pixels, a few of them."""
 
-    device, precision, dimension, streams = "cpu", "fp32", 192, 1
+    device, dimension, streams, has_choice, has_chosen = "cpu", 192, 1, False, False
     preprocess = Preprocess((32, 32), "shortest", "bicubic", 0)
 
     def take_share(self) -> None:
         pass
 
-    def check_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
-        pass
+    def facts(self) -> dict[str, Any]:
+        return {"dimension": self.dimension, "precision": "fp32"}
 
     def encode_each(self, pixels: np.ndarray) -> np.ndarray:
         vectors = pixels[:, ::4, ::4].reshape(len(pixels), -1).astype(np.float32) + 1

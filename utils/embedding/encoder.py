@@ -1,18 +1,22 @@
-"""The CLIP model in memory: unit vectors of images, or of a text."""
+"""The model in memory: unit vectors of images, or of a text, in the fastest precision that is accurate."""
 
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
-import threading
-import warnings
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.embedding import weights
+from utils.embedding import networks, weights
 from utils.errors import UserError
-from utils.images.preprocess import Preprocess
 from utils.log import LOG
 
 if TYPE_CHECKING:
@@ -26,47 +30,56 @@ CPU_STREAMS = 2
 # one thread: 33 ms per image, 42 in a batch of 32).
 CPU_CONVOLVED = 8
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# Cosine to fp32 that a lower precision must reach on every image of a first batch: on real photos bf16 keeps ViT-B/32
+# Cosine to fp32 that a lower precision must reach on every image it is checked with: on real photos bf16 keeps ViT-B/32
 # above 0.9999, and EfficientNet-Lite0 falls to 0.993.
 MIN_COSINE = 0.999
+# Images that a precision is chosen with: N_CHECKED if nearly all others are then accurate too, else MAX_CHECKED. Errors
+# (1 - cosine) of photos are about lognormal: of N_CHECKED, T_CHECKED standard deviations above the mean of the
+# logarithms bound 99.5% of all others (Student's t with 7 degrees of freedom).
+N_CHECKED, MAX_CHECKED, T_CHECKED = 8, 32, 3.5
+TIMING_S, N_ROUNDS = 2, 2  # what timing may take in all, and its rounds: a neighbor may disturb one
 _NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; without them fp32 is used
 _GRAY = 128  # of an image that every working model can encode
 
 
 class Encoder:
-    """A loaded model, its `dimension`, its `preprocess` and the `precision` that it runs in.
+    """A loaded model, its `dimension` (0 before its first image), `preprocess` and the `precision` that it runs in.
 
-    `streams` threads should encode at once; each calls take_share() first.
+    `streams` threads should encode at once; each calls take_share() first. `candidates` are precisions, usually fastest
+    first; while `has_choice`, choose_precision() is to come before encode_each().
     """
 
-    def __init__(self, model: Any, model_name: str, device: torch.device, precision: str, is_checked: bool) -> None:
+    def __init__(
+        self,
+        model: weights.Model,
+        network: networks.Network,
+        device: torch.device,
+        candidates: tuple[str, ...],
+        has_choice: bool,
+        cosines: dict[str, float],
+        clock: Callable[[], float],
+    ) -> None:
         import torch
 
-        config = model.visual.preprocess_cfg
-        size = config["size"]
-        self.preprocess = Preprocess(
-            size=tuple(size) if isinstance(size, list | tuple) else (size, size),
-            resize_mode=config["resize_mode"],
-            interpolation=config["interpolation"],
-            fill_color=config["fill_color"],
-        )
-        self.precision, self.device = precision, device
+        self.preprocess, self.device, self.tag = network.preprocess, device, network.tag
+        self._model, self._clock = model, clock
         self._n_cores = torch.get_num_threads() if device.type == "cpu" else 1
         self.streams = min(CPU_STREAMS, self._n_cores)
-        self.dimension = 0  # known after the first forward pass
-        self._model_name = model_name
+        self.dimension = 0
+        self.cosines = cosines  # of a lower precision to fp32, the worst seen
+        tower = getattr(network.module, "visual", network.module)
         # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU); a ViT, with one patch layer, does not.
-        is_convolutional = sum(isinstance(layer, torch.nn.Conv2d) for layer in model.visual.modules()) > 1
+        is_convolutional = sum(isinstance(layer, torch.nn.Conv2d) for layer in tower.modules()) > 1
         self._layout = torch.channels_last if is_convolutional else torch.contiguous_format
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
-        # The fp32 model, kept until a first batch has shown whether the lower precision is accurate enough.
-        self._checking = threading.Lock()
-        self._reference = None if is_checked or precision == "fp32" else model
-        model = model if self._reference is None else copy.deepcopy(model)
-        self._model = model.to(device, _dtypes()[precision], memory_format=self._layout)
         self._scale = [
-            torch.tensor(config[key], device=device).view(1, 3, 1, 1) * 255 for key in ("mean", "std")
+            torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (network.mean, network.std)
         ]  # of pixels 0..255: (pixels - mean) / std
+        self.candidates, self.precision = candidates, candidates[0]
+        self.has_choice, self.has_chosen = has_choice, False
+        names = dict.fromkeys(("fp32", *candidates) if has_choice else candidates)
+        # The lower precisions are made from fp32, before that moves to the device.
+        self._modules = {name: self._converted(network.module, name) for name in reversed(list(names))}
 
     def take_share(self) -> None:
         """Give this thread its share of the cores."""
@@ -75,101 +88,171 @@ class Encoder:
         if self.streams > 1:
             torch.set_num_threads(self._n_cores // self.streams)
 
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
+    def encode(self, pixels: np.ndarray, precision: str = "") -> np.ndarray:
         """(B, H, W, 3) uint8 -> (B, D) float32, L2-normalized. Halves a batch that the GPU has no memory for."""
-        n = self._at_once or len(pixels)
-        parts = [self._encode(self._model, pixels[start : start + n]) for start in range(0, len(pixels), n)]
+        n, module = self._at_once or len(pixels), self._modules[precision or self.precision]
+        parts = [self._encode(module, pixels[start : start + n]) for start in range(0, len(pixels), n)]
         return np.concatenate(parts)
 
-    def encode_each(self, pixels: np.ndarray) -> np.ndarray:
+    def encode_each(self, pixels: np.ndarray, precision: str = "") -> np.ndarray:
         """encode(), with NaN as the vector of each image that the model fails on.
 
         Only images that fail alone, on a device that still encodes a gray image, count as failing. Raises UserError
         for any other failure: no image is at fault when the device is gone, its memory full or the model broken.
         """
         try:
-            vectors = self.encode(pixels)
+            vectors = self.encode(pixels, precision)
         except RuntimeError as error:
             LOG.debug("a forward pass of %d images failed: %s", len(pixels), error)
-            alone = [self._encode_alone(one[None]) for one in pixels]
+            alone = [self._encode_alone(one[None], precision) for one in pixels]
             dimension = max(len(vector) for vector in alone)
             vectors = np.stack([np.broadcast_to(vector, dimension) for vector in alone])
         if not np.isfinite(vectors).all():
             self._check_health(pixels[:1])
         return vectors
 
-    def _encode_alone(self, pixels: np.ndarray) -> np.ndarray:
+    def _encode_alone(self, pixels: np.ndarray, precision: str) -> np.ndarray:
         """The vector (D,) of one image, or (1,) NaN."""
         try:
-            return self.encode(pixels)[0]
+            return self.encode(pixels, precision)[0]
         except RuntimeError:
             return np.full(1, np.nan, np.float32)
 
     def _check_health(self, like: np.ndarray) -> None:
         """Raises UserError unless a gray image, shaped like the given (1, H, W, 3), is encoded."""
         try:
-            if np.isfinite(self.encode(np.full_like(like, _GRAY))).all():
+            if np.isfinite(self.encode(np.full_like(like, _GRAY), next(reversed(self._modules)))).all():
                 return
             fault = "its vectors hold no numbers"
         except RuntimeError as error:
-            fault = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            fault = weights.first_line(error)
         raise UserError(
             f"the model no longer works on {self.device}: {fault}; check the device and its free memory, then run "
             "again: everything stored so far is safe"
         )
 
-    def check_precision(self, pixels: np.ndarray, may_fall_back: bool) -> None:
-        """Compare a lower precision with fp32 on a first batch, once; fall back to fp32 if it is not accurate enough.
+    # --- precision ----------------------------------------------------------------------------------------------------
+    def choose_precision(self, pixels: np.ndarray, is_last: bool) -> bool:
+        """Choose the fastest accurate candidate with a run's first images (B, H, W, 3), on all cores.
 
-        Raises UserError instead of falling back if the user chose that precision.
+        False if that takes more images, unless these are the last. Timing adds TIMING_S at most. Raises UserError if
+        the only candidate is not accurate.
         """
-        with self._checking:
-            if self._reference is not None:
-                self._compare(self._reference, pixels, may_fall_back)
-            self._reference = None
+        if not self.has_choice:
+            self.encode_each(pixels)  # shows the dimension
+            return True
+        exact, lower = self.encode_each(pixels, "fp32"), [name for name in self.candidates if name != "fp32"]
+        usable = np.isfinite(exact).all(axis=1)
+        if not usable.any() and not is_last:
+            return False
+        errors = {name: 1 - (exact * self.encode_each(pixels, name)).sum(axis=1)[usable] for name in lower}
+        self.cosines |= {name: float(1 - found.max(initial=0)) for name, found in errors.items()}  # NaN if one is
+        accurate = [name for name in self.candidates if name == "fp32" or self.cosines[name] >= MIN_COSINE]
+        if not accurate:
+            raise UserError(
+                f"{lower[0]} is not accurate enough for this model (cosine {self.cosines[lower[0]]:.4f} to fp32, "
+                f"{MIN_COSINE} is required); use --precision fp32 or auto"
+            )
+        seconds = self._time(accurate, pixels) if len(accurate) > 1 else {}
+        fastest = min(accurate, key=lambda name: seconds.get(name, 0))
+        if fastest != "fp32" and not is_last and _bound(errors[fastest]) > 1 - MIN_COSINE:
+            return False
+        self._choose(fastest, seconds)
+        return True
 
-    def _compare(self, reference: Any, pixels: np.ndarray, may_fall_back: bool) -> None:
-        exact = self._encode(reference.to(self.device, memory_format=self._layout), pixels)
-        worst = float((exact * self.encode(pixels)).sum(axis=1).min())
-        if worst >= MIN_COSINE:  # False for NaN
-            return
-        finding = f"{self.precision} is not accurate enough for this model (cosine {worst:.4f} to fp32"
-        if not may_fall_back:
-            raise UserError(f"{finding}, {MIN_COSINE} is required); use --precision fp32 or auto")
-        LOG.info("using fp32: %s)", finding)
-        self._model, self.precision = reference, "fp32"
+    def _choose(self, precision: str, seconds: dict[str, float]) -> None:
+        reasons = [
+            f"{name} is not accurate enough for this model (cosine {cosine:.4f})"
+            for name, cosine in self.cosines.items()
+            if not cosine >= MIN_COSINE  # NaN, too
+        ]
+        for name in seconds.keys() - {precision}:
+            times = seconds[name] / seconds[precision]
+            reasons.append(f"{name} takes {times:.2f} x its time on {processor(self.device)}")
+        LOG.info("using %s: %s", precision, "; ".join(reasons) or f"cosine {self.cosines[precision]:.5f} to fp32")
+        self.precision, self.has_choice, self.has_chosen = precision, False, len(self.candidates) > 1
+        self._modules = {precision: self._modules[precision]}
 
+    def _time(self, names: list[str], pixels: np.ndarray) -> dict[str, float]:
+        """Seconds of each precision for the same images, the best of N_ROUNDS; {} for a model too slow to time."""
+        start, n = self._clock(), len(pixels)
+        for name in names:
+            self.encode_each(pixels[:1], name)
+        one_s = self._clock() - start
+        n = max(0, min(n, math.floor((TIMING_S - one_s) / N_ROUNDS / one_s))) if one_s else n
+        found = dict.fromkeys(names, math.inf)
+        for _ in range(N_ROUNDS if n else 0):
+            for name in names:
+                start = self._clock()
+                self.encode_each(pixels[:n], name)
+                found[name] = min(found[name], self._clock() - start)
+        return found if n else {}
+
+    def facts(self) -> dict[str, Any]:
+        """The model facts stored with a collection, once a first image is encoded.
+
+        "processor" is the one that "precision" was chosen on, "" if the user or the hardware left no choice.
+        """
+        return {
+            **({"pretrained": self.tag} if self._model.scheme == weights.TIMM else {}),
+            "dimension": self.dimension,
+            "precision": self.precision,
+            "processor": processor(self.device) if self.has_chosen else "",
+            "cosines": json.dumps(self.cosines),
+            "preprocess": json.dumps(asdict(self.preprocess)),
+        }
+
+    # --- the forward pass ---------------------------------------------------------------------------------------------
     def encode_text(self, prompt: str) -> np.ndarray:
         """The embedding (D,) float32 of a prompt, L2-normalized. Raises UserError for an image-only model."""
+        if self._model.is_image_only:
+            raise UserError(f"{self._model} is image-only: it cannot embed a text; use another sampler")
         import open_clip
         import torch
 
-        if weights.is_image_only(self._model_name):
-            raise UserError(f"{self._model_name} is image-only: it cannot embed a text; use another sampler")
-        tokens = open_clip.get_tokenizer(self._model_name)([prompt]).to(self.device)
+        tokens = open_clip.get_tokenizer(self._model.scheme + self._model.name)([prompt]).to(self.device)
         with torch.inference_mode():
-            vector = self._model.encode_text(tokens).float()
+            vector = self._modules[self.precision].encode_text(tokens).float()
         return torch.nn.functional.normalize(vector, dim=-1)[0].cpu().numpy()
 
-    def _encode(self, model: Any, pixels: np.ndarray) -> np.ndarray:
+    def _converted(self, module: Any, precision: str) -> Any:
+        """The module on the device in a precision; lower ones are copies, of the image tower alone."""
+        import torch
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if precision != "fp32":
+            tower = getattr(module, "visual", module)
+            # Copied with its parameters converted; all else of the module is shared.
+            memo: dict[int, Any] = {
+                id(child): child for child in module.children() if child is not tower and tower is not module
+            }
+            memo |= {id(p): torch.nn.Parameter(p.to(dtype), requires_grad=False) for p in tower.parameters()}
+            module = copy.deepcopy(module, memo)
+            getattr(module, "visual", module).to(self.device, dtype, memory_format=self._layout)
+            return module
+        return module.to(self.device, dtype, memory_format=self._layout)
+
+    def _encode(self, module: Any, pixels: np.ndarray) -> np.ndarray:
         import torch
 
         try:
-            return self._forward(model, pixels)
+            return self._forward(module, pixels)
         except torch.OutOfMemoryError:
             if len(pixels) == 1:
                 raise
             LOG.warning("out of GPU memory with %d images at once; lower BATCH_SIZE. Trying half of them", len(pixels))
         torch.cuda.empty_cache()
         half = len(pixels) // 2
-        return np.concatenate([self._encode(model, pixels[:half]), self._encode(model, pixels[half:])])
+        return np.concatenate([self._encode(module, pixels[:half]), self._encode(module, pixels[half:])])
 
-    def _forward(self, model: Any, pixels: np.ndarray) -> np.ndarray:
+    def _forward(self, module: Any, pixels: np.ndarray) -> np.ndarray:
         import torch
 
+        tower = getattr(module, "visual", module)
         with torch.inference_mode():
-            images = self._prepare(pixels).to(next(model.parameters()).dtype)
-            vectors = torch.nn.functional.normalize(model.encode_image(images).float(), dim=-1)
+            images = self._prepare(pixels).to(next(tower.parameters()).dtype)
+            vectors = getattr(module, "encode_image", module)(images)
+            vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
         self.dimension = vectors.shape[1]
         return vectors.cpu().numpy()
 
@@ -185,8 +268,15 @@ class Encoder:
         return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout).sub_(mean).div_(std)
 
 
-def load(model_name: str, pretrained: str, device: str = "auto", precision: str = "auto", checked: str = "") -> Encoder:
-    """Load a model with its trained weights. `checked`: the precision already found accurate, "" for none.
+def load(
+    model_name: str,
+    pretrained: str,
+    device: str = "auto",
+    precision: str = "auto",
+    known: Mapping[str, Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Encoder:
+    """Load a model with its trained weights. `known`: the model facts that its collection remembers.
 
     Raises UserError for unknown names, missing or damaged weights, an unreachable hub, unknown device or precision.
     """
@@ -194,34 +284,48 @@ def load(model_name: str, pretrained: str, device: str = "auto", precision: str 
     # image on a busy machine (ViT-B/32, fp32, two cores). Plain HTTP keeps the hub's timeouts, which XET has not.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    import open_clip
     import torch
 
+    known = known or {}
     if precision not in PRECISIONS:
         raise UserError(f"PRECISION {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
-    target = _find_device(device)
-    name, checkpoint, options = weights.locate(model_name, pretrained)
-    LOG.info("loading %s on %s", model_name, target)
-    with warnings.catch_warnings(), weights.one_line_errors(model_name, pretrained):
-        warnings.simplefilter("ignore")
-        model, _, _ = open_clip.create_model_and_transforms(
-            name, pretrained=checkpoint, require_pretrained=True, weights_only=True, **options
-        )
-    model.eval().requires_grad_(False)
-    fastest = "fp32" if checked == "fp32" else fastest_precision(target)
-    chosen = fastest if precision == "auto" else precision
-    return Encoder(model, model_name, torch.device(target), chosen, is_checked=chosen == checked)
+    target = torch.device(_find_device(device))
+    model = weights.find(model_name, pretrained)
+    if model.scheme == weights.TIMM and not model.pretrained:  # timm's own weights, the same as before
+        model = weights.find(model_name, known.get("pretrained", ""))
+    LOG.info("loading %s on %s", model, target)
+    network = networks.load(model)
+    chosen = known.get("precision", "") if known.get("processor") == processor(target) else ""
+    cosines = json.loads(known.get("cosines", "{}"))
+    usual = (chosen,) if chosen else native_precisions(target)
+    accurate = tuple(name for name in usual if cosines.get(name, 1) >= MIN_COSINE)
+    candidates = accurate if precision == "auto" else (precision,)
+    has_choice = candidates not in ((chosen,), ("fp32",))
+    return Encoder(model, network, target, candidates, has_choice, cosines, clock)
 
 
-def fastest_precision(device: str) -> str:
-    """The hardware's fastest precision: bf16 where native (3.5 x fp32 on such CPUs), else fp16 on CUDA."""
+def native_precisions(device: torch.device) -> tuple[str, ...]:
+    """The precisions that the hardware computes in, from the one that is usually fastest to fp32."""
     import torch
 
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu" and (any(getattr(torch.cpu, name, bool)() for name in _NATIVE_BF16)):
-        return "bf16"
-    return "fp32"
+    if device.type == "cuda":
+        return ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"), "fp32"
+    if device.type == "cpu" and (any(getattr(torch.cpu, name, bool)() for name in _NATIVE_BF16)):
+        return "bf16", "fp32"
+    return ("fp32",)
+
+
+def processor(device: torch.device) -> str:
+    """The name of the GPU or CPU, as the system gives it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _find_device(device: str) -> str:
@@ -237,7 +341,9 @@ def _find_device(device: str) -> str:
     return device
 
 
-def _dtypes() -> dict[str, torch.dtype]:
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def _bound(errors: np.ndarray) -> float:
+    """What nearly all images' errors stay below, by those (n,) seen; infinite for a single one."""
+    if len(errors) < 2:
+        return math.inf
+    logs = np.log(np.maximum(errors, 1e-8))
+    return math.exp(logs.mean() + T_CHECKED * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs)))

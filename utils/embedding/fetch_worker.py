@@ -1,8 +1,12 @@
-"""A worker process of the fetcher: many threads download, and one image at a time is decoded."""
+"""A worker process of the fetcher: many threads download, and one image at a time is decoded.
+
+It may start before the model is loaded: downloads begin, and decoding waits for the model's Preprocess.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -34,55 +38,59 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """Settings of every worker, pickled to it."""
+    """Settings of every worker, pickled to it; `preprocess` may follow later."""
 
     limits: DownloadLimits
     max_pixels: int
-    preprocess: Preprocess
     cache_dir: str
     cache_max_bytes: int
+    preprocess: Preprocess | None = None
 
 
-def load_pixels(
-    job: Job, settings: FetchSettings, cache: ImageCache, decoding: contextlib.AbstractContextManager[None]
-) -> np.ndarray:
+Decoding = Callable[[], contextlib.AbstractContextManager[Preprocess]]
+
+
+def load_pixels(job: Job, settings: FetchSettings, cache: ImageCache, decoding: Decoding) -> np.ndarray:
     """Pixels (H, W, 3) uint8 of an image, from the cache or else from its url, and then cached.
 
-    `decoding` is a context held while bytes are decoded. Raises ImageError.
+    `decoding` makes a context held while bytes are decoded, which waits for the Preprocess. Raises ImageError.
     """
     path = cache.find(job.id)
     if path is not None:
-        with contextlib.suppress(ImageError, OSError), path.open("rb") as file, decoding:  # damaged: fetch it again
-            return _pixels(file, settings)
-    with fetch(job.url, settings.limits) as file, decoding:
-        pixels = _pixels(file, settings)
+        with contextlib.suppress(ImageError, OSError), path.open("rb") as file, decoding() as preprocess:
+            return _pixels(file, settings.max_pixels, preprocess)  # a damaged file is fetched again
+    with fetch(job.url, settings.limits) as file, decoding() as preprocess:
+        pixels = _pixels(file, settings.max_pixels, preprocess)
         cache.add(job.id, file)
     return pixels
 
 
-def _pixels(file: Any, settings: FetchSettings) -> np.ndarray:
-    image = decode(file, settings.max_pixels, min_side=max(settings.preprocess.size))
-    return to_pixels(image, settings.preprocess)
+def _pixels(file: Any, max_pixels: int, preprocess: Preprocess) -> np.ndarray:
+    return to_pixels(decode(file, max_pixels, min_side=preprocess.min_side), preprocess)
 
 
-Load = Callable[[Job, FetchSettings, ImageCache, contextlib.AbstractContextManager[None]], np.ndarray]
+Load = Callable[[Job, FetchSettings, ImageCache, Decoding], np.ndarray]
 
 
 def work(
     pipe: Connection, load: Load, settings: FetchSettings, n_threads: int, decoding: Any, cache_bytes: Any
 ) -> None:
-    """Run `load` on each job from the pipe until the parent ends; `decoding` shows which image is being decoded."""
+    """Run `load` on each job from the pipe until the parent ends; `decoding` shows which image is being decoded.
+
+    A Preprocess from the pipe is the one that `settings` came without.
+    """
     ignore(signal.SIGINT)  # the parent decides
     cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    sending, decoder = threading.Lock(), threading.Lock()
+    sending, decoder, can_decode = threading.Lock(), threading.Lock(), threading.Event()
 
     @contextlib.contextmanager
-    def marking_decode(key: int) -> Iterator[None]:
+    def marking_decode(key: int) -> Iterator[Preprocess]:
+        can_decode.wait()
         with decoder:
             decoding.value = key
             try:
-                yield
+                yield preprocess
             finally:
                 decoding.value = -1
 
@@ -90,7 +98,7 @@ def work(
         while True:
             job, pixels, failure = jobs.get(), NO_PIXELS, None
             try:
-                pixels = load(job, settings, cache, marking_decode(job.key))
+                pixels = load(job, settings, cache, functools.partial(marking_decode, job.key))
             except ImageError as error:
                 failure = error
             except Exception as error:  # whatever it is, this image raised it
@@ -100,7 +108,13 @@ def work(
 
     for _ in range(n_threads):
         threading.Thread(target=serve, daemon=True).start()
+    message: Any = settings.preprocess
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            jobs.put(pipe.recv())
+            if isinstance(message, Preprocess):
+                preprocess = message
+                can_decode.set()
+            elif message:
+                jobs.put(message)
+            message = pipe.recv()
     os._exit(0)  # the parent has ended: do not wait for downloads

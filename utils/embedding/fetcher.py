@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from utils import processes
 from utils.embedding.fetch_worker import NO_PIXELS, FetchSettings, Job, Load, load_pixels, work
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
+from utils.images.preprocess import Preprocess
 from utils.log import LOG
 from utils.web.hosts import HostQueue
 from utils.web.urls import queue_host
@@ -47,7 +49,8 @@ class Fetcher:
 
     `jobs` yields None while it has none; wake() says that it has some again. Bounded: each thread downloads one body
     (up to 1 MB of it in memory), and no job begins while `n_ready` results wait. A context: leaving it ends the
-    workers. `load` is a worker's function for a job, pickled.
+    workers. `load` is a worker's function for a job, pickled. Without settings.preprocess, decoding waits for
+    start_decoding().
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class Fetcher:
         self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, first seen)
         self._hung: set[int] = set()  # keys of images
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
-        self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)  # True: there are jobs again; False: stop
+        # For the dispatcher. True: there are jobs again; False: stop; a Preprocess: start decoding.
+        self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)
         self._waking = threading.Lock()
         self._workers = [self._start() for _ in range(n_workers)]
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
@@ -82,7 +86,7 @@ class Fetcher:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.wake(is_on=False)
+        self._tell(False)
         self._thread.join()
         for worker in self._workers:
             worker.process.kill()  # harmless: it writes to the cache by renames only
@@ -97,10 +101,16 @@ class Fetcher:
                 raise result
             yield result
 
-    def wake(self, is_on: bool = True) -> None:
+    def wake(self) -> None:
         """Say, from any thread, that `jobs` has jobs again."""
+        self._tell(True)
+
+    def start_decoding(self, preprocess: Preprocess) -> None:
+        self._tell(preprocess)
+
+    def _tell(self, message: bool | Preprocess) -> None:
         with self._waking:
-            self._wake.send(is_on)
+            self._wake.send(message)
 
     def _start(self) -> _Worker:
         ours, theirs = processes.CONTEXT.Pipe()
@@ -124,8 +134,12 @@ class Fetcher:
                 for ready in wait([*by_pipe, self._woken], timeout=0.05 if self._results.qsize() else 1):
                     if ready in by_pipe:
                         self._collect(by_pipe[ready])
-                    elif not self._woken.recv():
+                    elif not (message := self._woken.recv()):
                         return
+                    elif message is not True:
+                        self._settings = dataclasses.replace(self._settings, preprocess=message)
+                        for worker in self._workers:
+                            _send(worker, message)
                 self._end_hung()
             self._results.put(None)
         except BaseException as error:  # raised where the results are read
@@ -143,8 +157,7 @@ class Fetcher:
                 return bool(n_busy or len(self._waiting) or self._has_more)
             worker.jobs[job.key] = job
             n_busy += 1
-            with contextlib.suppress(OSError):  # it died: _collect meets its end of file
-                worker.pipe.send(job)
+            _send(worker, job)
 
     def _pull(self) -> None:
         """Take jobs from the list until WINDOW of them wait."""
@@ -208,6 +221,11 @@ class Fetcher:
                 self._results.put(Result(job, NO_PIXELS, error))
             else:
                 self._waiting.put(queue_host(job.url), job)
+
+
+def _send(worker: _Worker, message: Job | Preprocess) -> None:
+    with contextlib.suppress(OSError):  # it died: _collect meets its end of file
+        worker.pipe.send(message)
 
 
 class _Worker(NamedTuple):

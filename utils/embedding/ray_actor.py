@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.embedding.fetch_worker import FetchSettings, Job
 from utils.embedding.fetcher import Fetcher, Result
-from utils.embedding.run import NOT_ENCODED, Plan, batches, encode, facts
+from utils.embedding.run import NOT_ENCODED, Plan, batches, encode, load, prepare
 from utils.errors import ImageError
 
 CALLS = 2  # blocks per actor: while one waits for its slowest download, the other keeps the model busy
@@ -40,18 +40,17 @@ class Embedder:
     """
 
     def __init__(self, plan: Plan, n_cpus: int, folder: str) -> None:
-        from utils.embedding import encoder
-
         with contextlib.suppress(OSError):  # another machine may have no such folder
             os.chdir(folder)
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
-        self._encoder = encoder.load(*plan.model, plan.checked)
-        self._plan, self._n_cpus, self._lock = plan, n_cpus, threading.Lock()
+        self._encoder = load(plan)
+        self._plan, self._n_cpus = plan, n_cpus
+        self._lock, self._preparing = threading.Lock(), threading.Lock()
         self._fetcher: Fetcher | None = None
         self._jobs = queue.SimpleQueue[Job]()
         self._calls, self._inboxes = itertools.count(), dict[int, Any]()
         self._streams = ThreadPoolExecutor(self._encoder.streams, initializer=self._encoder.take_share)
-        self._settings = FetchSettings(plan.limits, plan.max_pixels, self._encoder.preprocess, *plan.cache)
+        self._settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache, self._encoder.preprocess)
 
     def __call__(self, table: Any) -> Any:
         """The block with the columns vector, reason, detail and facts (in its first row) added."""
@@ -64,8 +63,10 @@ class Embedder:
         def fail(job: Job, error: ImageError) -> None:
             columns["reason"][job.key], columns["detail"][job.key] = error.reason, error.detail
 
-        fetched = batches(self._fetch(columns), self._plan.batch_size, fail)
-        encoding = [(batch, self._streams.submit(encode, self._encoder, self._plan, batch)) for batch in fetched]
+        with self._preparing:
+            results = prepare(self._encoder, self._fetch(columns))
+        fetched = batches(results, self._plan.batch_size, fail)
+        encoding = [(batch, self._streams.submit(encode, self._encoder, batch)) for batch in fetched]
         for batch, encoded in encoding:
             for result, vector in zip(batch, encoded.result()):
                 if np.isfinite(vector).all():
@@ -73,7 +74,7 @@ class Embedder:
                 else:
                     fail(result.job, NOT_ENCODED)
         if self._encoder.dimension:
-            columns["facts"][0] = json.dumps(facts(self._encoder))
+            columns["facts"][0] = json.dumps(self._encoder.facts())
         return pyarrow.table(columns)
 
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from utils.embedding.ray_actor import CALLS, Embedder, Row
 from utils.embedding.run import Plan
+from utils.embedding.weights import Model
 from utils.errors import ImageError, UserError
 from utils.ids import from_ids
 from utils.items.formatted import to_metadata
@@ -65,7 +66,7 @@ def cluster(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan, n_actors: int, n_cpus: int) -> None:
+def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors: int, n_cpus: int) -> None:
     """Embed and store all items of `work` that are still to do, on `n_actors` (0: as many as fit) of `n_cpus` cores.
 
     Raises UserError.
@@ -79,10 +80,10 @@ def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Pla
     with bar(work.count(TODO), "embed on Ray", "image") as progress:
 
         def run(some: Iterable[Row], n: int, n_actors: int) -> None:
-            actor = (plan._replace(checked=store.model.get("precision", "")), n_cpus, str(Path.cwd()))
+            actor = (plan._replace(known=store.model), n_cpus, str(Path.cwd()))
             for facts, results in embed(some, n, actor, n_actors, resources):
                 if facts and "dimension" not in store.model:
-                    store.remember_model({**identity, **facts})
+                    store.remember_model({**asked.identity, **facts})
                 _keep(results, work, store)
                 progress.update(len(results))
 

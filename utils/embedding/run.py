@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from utils.embedding.fetch_worker import FetchSettings, Job
 from utils.embedding.fetcher import Fetcher, Result
+from utils.embedding.weights import Model
 from utils.errors import ImageError
 from utils.ids import from_ids
 from utils.items.formatted import to_metadata
@@ -22,18 +21,18 @@ from utils.log import bar
 from utils.store.store import Store
 from utils.web.download import DownloadLimits
 
+if TYPE_CHECKING:
+    from utils.embedding.encoder import Encoder
+
 READY_BATCHES = 4  # fetched before the model takes them: the model never waits, and each needs 5 MB at 224 pixels
 NOT_ENCODED = ImageError("model", "the forward pass gives no numbers")
 
 
 class Plan(NamedTuple):
-    """Settings shared by the local and the Ray run.
-
-    `checked` is the precision that the collection's model is known to be accurate in, "" before its first batch.
-    """
+    """Settings shared by the local and the Ray run; `known` are the model facts that the collection remembers."""
 
     model: tuple[str, str, str, str]  # name, pretrained, device, precision
-    checked: str
+    known: dict[str, Any]
     limits: DownloadLimits
     max_pixels: int
     cache: tuple[str, int]  # folder, maximum bytes
@@ -42,27 +41,62 @@ class Plan(NamedTuple):
     batch_size: int
 
 
-def embed_todo(work: Worklist, store: Store, identity: dict[str, str], plan: Plan) -> None:
-    """Embed and store all items of `work` that are still to do. Raises UserError."""
-    from utils.embedding import encoder
+def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan) -> None:
+    """Embed and store all items of `work` that are still to do. Raises UserError.
 
-    model = encoder.load(*plan.model, plan.checked)
-    settings = FetchSettings(plan.limits, plan.max_pixels, model.preprocess, *plan.cache)
+    Downloads begin, and the model's files are hashed, while torch is imported and the model loads.
+    """
+    settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache)
     n_ready = READY_BATCHES * plan.batch_size
     with (
-        bar(work.count(TODO), f"embed on {model.device}", "image") as progress,
+        bar(work.count(TODO), "embed", "image") as progress,
         Keeper(work, store, progress) as keeper,
         Fetcher(keeper.jobs(), settings, plan.n_threads, plan.per_host, n_ready) as fetcher,
-        ThreadPoolExecutor(model.streams, initializer=model.take_share) as streams,
+        ThreadPoolExecutor(1) as hashing,
     ):
-        encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
+        identity = hashing.submit(lambda: asked.identity)
+        model = load(plan)
+        progress.set_description(f"embed on {model.device}")
+        fetcher.start_decoding(model.preprocess)
+        results = prepare(model, iter(fetcher))
+        if model.dimension and ("dimension" not in store.model or model.has_chosen):
+            store.remember_model({**identity.result(), **model.facts()})
+        encode_all(model, batches(results, plan.batch_size, keeper.fail), keeper)
+
+
+def load(plan: Plan) -> Encoder:
+    from utils.embedding import encoder
+
+    return encoder.load(*plan.model, plan.known)
+
+
+def prepare(model: Encoder, results: Iterator[Result]) -> Iterator[Result]:
+    """The same results, once the first of them have shown the model's dimension and its best precision."""
+    from utils.embedding.encoder import MAX_CHECKED, N_CHECKED
+
+    if model.dimension and not model.has_choice:
+        return results
+    head, pixels = [], []
+    enough = (N_CHECKED, MAX_CHECKED) if model.has_choice else (1,)
+    for result in results:
+        head.append(result)
+        if result.error is None:
+            pixels.append(result.pixels)
+            if len(pixels) in enough and model.choose_precision(np.stack(pixels), len(pixels) == enough[-1]):
+                break
+    else:
+        if pixels:
+            model.choose_precision(np.stack(pixels), is_last=True)
+    return itertools.chain(head, results)
+
+
+def encode_all(model: Encoder, fetched: Iterator[list[Result]], keeper: Keeper) -> None:
+    """Encode batches in the model's streams and have them kept, in order."""
+    encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
+    with ThreadPoolExecutor(model.streams, initializer=model.take_share) as streams:
         try:
-            for batch in batches(fetcher, plan.batch_size, keeper.fail):
-                encoding.append((batch, streams.submit(encode, model, plan, batch)))
-                if "dimension" not in store.model:
-                    encoding[-1][1].result()  # after it, dimension and precision are known
-                    if model.dimension:
-                        store.remember_model({**identity, **facts(model)})
+            for batch in fetched:
+                encoding.append((batch, streams.submit(encode, model, batch)))
                 if len(encoding) > model.streams:
                     keeper.keep(*encoding.popleft())
         finally:  # also when the run is stopped
@@ -86,20 +120,9 @@ def batches(results: Iterable[Result], size: int, fail: Callable[[Job, ImageErro
         yield batch
 
 
-def encode(encoder: Any, plan: Plan, batch: list[Result]) -> np.ndarray:
-    """(B, D) float32 vectors of a batch, NaN where the model fails; a run's first batch checks the precision.
-
-    Raises UserError if the chosen precision is not accurate enough, and if the model fails on every image.
-    """
-    pixels = np.stack([result.pixels for result in batch])
-    encoder.check_precision(pixels, may_fall_back=plan.model[-1] == "auto")
-    return encoder.encode_each(pixels)
-
-
-def facts(encoder: Any) -> dict[str, Any]:
-    """The model facts stored with a collection; the dimension is known after the first batch."""
-    preprocess = json.dumps(asdict(encoder.preprocess))
-    return {"dimension": encoder.dimension, "precision": encoder.precision, "preprocess": preprocess}
+def encode(model: Encoder, batch: list[Result]) -> np.ndarray:
+    """(B, D) float32 vectors of a batch, NaN where the model fails. Raises UserError if it fails on every image."""
+    return model.encode_each(np.stack([result.pixels for result in batch]))
 
 
 class Keeper:

@@ -1,4 +1,4 @@
-"""open_clip's inference transform up to ToTensor, pixel for pixel, without torch."""
+"""The inference transforms of open_clip and timm up to ToTensor, pixel for pixel, without torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ _MAX_ASPECT = 100  # a longer image would be resized to gigabytes, of which the 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's image settings: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip."""
+    """A model's image settings: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip.
+
+    `resize` is (H, W) before the crop to `size`, as timm has it; None: the same.
+    """
 
     size: tuple[int, int]
     resize_mode: str
     interpolation: str
     fill_color: int
+    resize: tuple[int, int] | None = None
+
+    @property
+    def min_side(self) -> int:
+        """Pixels that an image's shortest side should have before the resize."""
+        return max(self.resize or self.size)
 
 
 def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
@@ -25,21 +34,21 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
     Source: open_clip.transform.image_transform_v2 and torchvision's Resize and CenterCrop, rounding included.
     """
-    height, width = preprocess.size
+    (height, width), (high, wide) = preprocess.size, preprocess.resize or preprocess.size
     resample = Image.Resampling.BILINEAR if preprocess.interpolation == "bilinear" else Image.Resampling.BICUBIC
     if preprocess.resize_mode == "squash":
-        return np.asarray(_resized(image, (width, height), resample))
+        return np.asarray(_center_crop(_resized(image, (wide, high), resample), height, width, 0))
     if preprocess.resize_mode == "longest":
-        ratio = max(image.height / height, image.width / width)
+        ratio = max(image.height / high, image.width / wide)
         size = round(image.width / ratio), round(image.height / ratio)
         return np.asarray(_center_crop(_resized(image, size, resample), height, width, preprocess.fill_color))
     image = _without_extremes(image)
-    if height == width:
+    if high == wide:
         short, long = min(image.size), max(image.size)
-        size = (height, int(height * long / short))
+        size = (high, int(high * long / short))
         size = size if image.width <= image.height else (size[1], size[0])
     else:  # open_clip's own class for this case is always bicubic
-        ratio = min(image.height / height, image.width / width)
+        ratio = min(image.height / high, image.width / wide)
         size, resample = (round(image.width / ratio), round(image.height / ratio)), Image.Resampling.BICUBIC
     return np.asarray(_center_crop(_resized(image, size, resample), height, width, 0))
 

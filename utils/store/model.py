@@ -8,11 +8,14 @@ from typing import Any
 def same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two identities name one model: compared by hashes if either has some, else by name and tag."""
     hashes = ("config_sha256", "weights_sha256")
+    keys: tuple[str, ...]
     if any(key in identity for identity in (one, other) for key in hashes):
         is_local = "config_sha256" in one  # a local-dir holds its own architecture; a checkpoint's is the model's name
         keys = hashes if is_local else (*hashes, "model_name")
     else:
         keys = ("model_name", "pretrained")
+        if "" in (one.get("pretrained"), other.get("pretrained")):  # timm's own weights, whichever these are
+            keys = ("model_name",)
     return all(one.get(key) == other.get(key) for key in keys)
 
 

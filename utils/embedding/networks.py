@@ -1,0 +1,210 @@
+"""The network of a model, loaded with its trained weights by open_clip or timm, and its image settings."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.embedding import weights
+from utils.embedding.weights import HUB, LOCAL, REMEDY, TIMM, Model, first_line
+from utils.errors import UserError
+from utils.images.preprocess import Preprocess
+
+_TIMM_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Network(NamedTuple):
+    """A torch module, frozen, in fp32, on the CPU; `mean` and `std` normalize pixels of 0 to 1.
+
+    `tag` names the weights that timm chose where CLIP_PRETRAINED is "".
+    """
+
+    module: Any
+    preprocess: Preprocess
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tag: str
+
+
+def load(model: Model) -> Network:
+    """Raises UserError for unknown names and tags, missing or damaged weights, and an unreachable hub."""
+    with warnings.catch_warnings(), _without_random_weights():
+        warnings.simplefilter("ignore")
+        network = _load_timm(model) if model.scheme == TIMM else _load_open_clip(model)
+    network.module.eval().requires_grad_(False)
+    return network
+
+
+def _without_random_weights() -> contextlib.AbstractContextManager[Any]:
+    """Leaves new weights as they lie in memory: half of the time to load ViT-B/32, before all are replaced.
+
+    Source: the documentation of torch.overrides.TorchFunctionMode.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutInit(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                return kwargs["tensor"] if "tensor" in kwargs else args[0]
+            return function(*args, **kwargs)
+
+    return WithoutInit()
+
+
+# --- open_clip --------------------------------------------------------------------------------------------------------
+def _load_open_clip(model: Model) -> Network:
+    import open_clip
+
+    name, checkpoint, options = _locate(model)
+    with _one_line_errors(model):
+        module, _, _ = open_clip.create_model_and_transforms(
+            name, pretrained=checkpoint, require_pretrained=True, weights_only=True, **options
+        )
+    config = module.visual.preprocess_cfg
+    size = config["size"]
+    preprocess = Preprocess(
+        size=tuple(size) if isinstance(size, list | tuple) else (size, size),
+        resize_mode=config["resize_mode"],
+        interpolation=config["interpolation"],
+        fill_color=config["fill_color"],
+    )
+    return Network(module, preprocess, config["mean"], config["std"], model.pretrained)
+
+
+def _locate(model: Model) -> tuple[str, str | None, dict[str, Any]]:
+    """Arguments for open_clip: model name, checkpoint (tag or path) and options. Files of the hub are in its cache."""
+    if model.scheme == LOCAL:
+        return model.scheme + model.name, None, {}
+    if model.scheme == HUB:
+        weights.fetch(model.name, [weights.CONFIG_NAME])
+        weights.fetch(model.name, weights.HUB_NAMES)
+        return model.scheme + model.name, None, {}
+    import open_clip
+
+    name, pretrained = model.name, model.pretrained
+    if name not in open_clip.list_models():
+        raise UserError(
+            f"CLIP_MODEL_NAME {name!r} is unknown to open_clip; use one of its names, hf-hub:, local-dir: or timm:"
+        )
+    if model.checkpoint:
+        return name, pretrained, {}
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"CLIP_PRETRAINED {pretrained!r} is no tag of {name} (known: {known}) and no file; {REMEDY}")
+    if tag.get("hf_hub"):
+        repo, file_name = tag["hf_hub"].rsplit("/", 1)
+        names = [str(Path(file_name).with_suffix(".safetensors")), file_name] if file_name else weights.HUB_NAMES
+        weights.fetch(repo, names)
+    return name, pretrained, _quick_gelu(name, pretrained, tag)
+
+
+def _quick_gelu(name: str, pretrained: str, tag: dict[str, Any]) -> dict[str, Any]:
+    """Run a tag with the activation it was trained with; open_clip only warns of a mismatch."""
+    import open_clip
+
+    wants, has = tag.get("quick_gelu", False), (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+    if has and not wants:
+        raise UserError(
+            f"{pretrained} was trained without QuickGELU, {name} has it; use {name.replace('-quickgelu', '')}"
+        )
+    return {"force_quick_gelu": True} if wants else {}
+
+
+# --- timm -------------------------------------------------------------------------------------------------------------
+def _load_timm(model: Model) -> Network:
+    """Loads the classifier, too, so that timm itself refuses weights that do not fit, and then removes it."""
+    import timm
+
+    config = _timm_config(model)
+    overlay: dict[str, Any] = {}
+    with _one_line_errors(model):
+        if model.checkpoint:
+            state = timm.models.load_state_dict(str(model.checkpoint), weights_only=True)
+            classifier = state.get(f"{config.classifier}.weight")
+            overlay = {"state_dict": state, "num_classes": 0 if classifier is None else len(classifier)}
+        elif config.hf_hub_id:
+            names = [config.hf_hub_filename] if config.hf_hub_filename else _TIMM_NAMES
+            weights.fetch(config.hf_hub_id, names)
+        n_classes = overlay.get("num_classes", config.num_classes)
+        name = model.name if model.checkpoint else f"{model.name}.{config.tag}"
+        module: Any = timm.create_model(name, pretrained=True, num_classes=n_classes, pretrained_cfg_overlay=overlay)
+        module.reset_classifier(0)
+    module.pretrained_cfg.pop("state_dict", None)  # else it stays in memory
+    preprocess, mean, std = _timm_preprocess(model, module)
+    return Network(module, preprocess, mean, std, model.pretrained or config.tag)
+
+
+def _timm_config(model: Model) -> Any:
+    """timm's settings of the model and its tag. Raises UserError if there are none, or no weights."""
+    import timm
+
+    if not timm.is_model(model.name):
+        raise UserError(f"CLIP_MODEL_NAME timm:{model.name} is unknown to timm; see timm.list_models()")
+    tag = "" if model.checkpoint else model.pretrained
+    known = [name.partition(".")[2] for name in timm.list_pretrained(f"{model.name}.*")]
+    if tag and tag not in known:
+        raise UserError(
+            f"CLIP_PRETRAINED {tag!r} is no tag of timm:{model.name} (known: {', '.join(known) or 'none'}) and no "
+            'file; add --clip-pretrained "" for timm\'s own weights, or the PATH of a checkpoint'
+        )
+    config: Any = timm.get_pretrained_cfg(f"{model.name}.{tag}" if tag else model.name)
+    if not (model.checkpoint or config.hf_hub_id):
+        raise UserError(
+            f"timm:{model.name} has no weights on the hub, and random ones are never used; add --clip-pretrained TAG "
+            f"(known: {', '.join(known) or 'none'}) or PATH of a checkpoint"
+        )
+    return config
+
+
+def _timm_preprocess(model: Model, module: Any) -> tuple[Preprocess, tuple[float, ...], tuple[float, ...]]:
+    """timm's own evaluation transform as (Preprocess, mean, std). Raises UserError if Preprocess cannot express it."""
+    import timm.data
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    config = timm.data.resolve_model_data_config(module)
+    steps = timm.data.create_transform(**config, is_training=False).transforms
+    resize, crop = steps[0], steps[1]
+    interpolations = {InterpolationMode.BICUBIC: "bicubic", InterpolationMode.BILINEAR: "bilinear"}
+    if (
+        len(steps) != 4
+        or type(resize) is not Resize
+        or type(crop) is not CenterCrop
+        or resize.interpolation not in interpolations
+        or config["input_size"][0] != 3
+    ):
+        raise UserError(
+            f"timm:{model.name} prepares its images in a way that is not supported ({type(resize).__name__}, "
+            f"{config['crop_mode']}, {config['interpolation']}); use another model"
+        )
+    is_square = isinstance(resize.size, int)
+    preprocess = Preprocess(
+        size=tuple(crop.size),
+        resize_mode="shortest" if is_square else "squash",
+        interpolation=interpolations[resize.interpolation],
+        fill_color=0,
+        resize=(resize.size, resize.size) if is_square else tuple(resize.size),
+    )
+    return preprocess, config["mean"], config["std"]
+
+
+@contextlib.contextmanager
+def _one_line_errors(model: Model) -> Iterator[None]:
+    """Turn errors of open_clip and timm about damaged or mismatched weights into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        kinds = (RuntimeError, ValueError, OSError, KeyError, EOFError, ImportError, TypeError, AttributeError)
+        # safetensors and pickle have their own error types, which may not be importable here
+        packages = ("safetensors_rust", "_pickle", "pickle", "torch")
+        if not isinstance(error, kinds) and type(error).__module__.partition(".")[0] not in packages:
+            raise
+        raise UserError(
+            f"model {model} cannot be loaded: {first_line(error)}; repair or download its weights again, or {REMEDY}"
+        ) from error
