@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # Why an image could not be embedded, as in failed.json. README.md explains each and says what to do.
 REASONS = frozenset((
-    "bad_record", "bad_url", "blocked_address", "connection", "timeout", "http_status", "rate_limited", "bad_redirect",
-    "opted_out", "too_large", "too_many_pixels", "not_an_image", "truncated", "bad_image", "model",
+    "bad_record", "bad_url", "blocked_address", "connection", "tls", "timeout", "http_status", "rate_limited",
+    "bad_redirect", "opted_out", "too_large", "too_many_pixels", "not_an_image", "truncated", "bad_image", "model",
 ))  # fmt: skip
 _TEMPORARY = frozenset({"connection", "timeout", "rate_limited"})
 

@@ -18,6 +18,7 @@ from utils.embedding.fetcher import Fetcher
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.preprocess import Preprocess
+from utils.web import guard
 from utils.web.download import DownloadLimits
 
 PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)
@@ -47,6 +48,10 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
             raise ImageError("timeout", "too slow")
         if what == "breaks":
             raise ValueError("odd\nbytes")
+        if what == "no files":
+            raise UserError("too many open files")
+        if what == "no route":
+            raise ImageError("connection", "no route: Network is unreachable")
         if what == "full":
             cache.full = "it is full"
     return np.full((2, 2, 3), job.key % 250, np.uint8)
@@ -97,6 +102,24 @@ def test_a_job_that_kills_its_process_elsewhere_is_given_up_in_the_end():
 def test_processes_that_cannot_work_at_all_are_an_error_and_not_the_images_fault():
     with pytest.raises(UserError, match="end as soon as they start"):
         fetch_all(["http://h/dies downloading"] * 60, n_threads=1)
+
+
+def test_a_fault_of_the_machine_ends_the_run():
+    with pytest.raises(UserError, match="too many open files"):
+        fetch_all([*["http://h/ok"] * 20, "http://h/no files", *["http://h/ok"] * 20])
+
+
+def test_hosts_without_a_route_fail_alone_while_the_network_works(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "MIN_SUSPECTS_S", 0)
+    monkeypatch.setattr(guard, "machine_fault", lambda: "")
+    failures = fetch_all(["http://h/ok", *["http://h/no route"] * (guard.MIN_SUSPECTS + 5)])
+    assert [text for text in failures.values() if text] == ["connection: no route: Network is unreachable"] * 55
+
+
+def test_a_machine_without_network_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "machine_fault", lambda: "this machine has no route")
+    with pytest.raises(UserError, match="downloads in a row failed: this machine has no route"):
+        fetch_all(["http://h/no route"] * 60)
 
 
 def test_a_list_that_breaks_on_the_way_is_raised_where_results_are_read():

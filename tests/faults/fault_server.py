@@ -126,7 +126,9 @@ class Visit:
         """A proper answer, unless `headers` say otherwise; Content_Length="" leaves it out."""
         fields: dict[str, str | int] = {"Content_Type": "image/jpeg", "Content_Length": len(body), **headers}
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value != ""]
-        self.sock.sendall("\r\n".join([f"HTTP/1.1 {status}", *lines, "Connection: close", "", ""]).encode() + body)
+        self.sock.sendall(
+            "\r\n".join([f"HTTP/1.1 {status}", *lines, "Connection: close", "", ""]).encode("latin-1") + body
+        )
 
     def drip(self, data: bytes) -> None:
         """A byte at a time, until the client or the server has had enough."""
@@ -239,6 +241,61 @@ def retry_after_5(visit: Visit) -> None:
 @fault(STORED)
 def noai_for_others(visit: Visit) -> None:
     visit.answer(photo(), X_Robots_Tag="otherbot: noindex, noai")
+
+
+# --- what browsers and curl read, and http.client alone does not ------------------------------------------------------
+
+
+def _answer_after(visit: Visit, head: bytes) -> None:
+    """A whole answer whose head begins with `head`; the connection stays open, so that its length must be known."""
+    fields = b"Content-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(photo())
+    visit.sock.sendall(head + fields + photo())
+    visit.server._stop.wait(3600)
+
+
+@fault(STORED)
+def early_hints(visit: Visit) -> None:
+    interim = b"HTTP/1.1 102 Processing\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" * 3
+    _answer_after(visit, interim + b"HTTP/1.1 200 OK\r\n")
+
+
+@fault(STORED)
+def many_headers(visit: Visit) -> None:
+    _answer_after(visit, b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(998)))
+
+
+@fault(STORED)
+def long_headers(visit: Visit) -> None:
+    _answer_after(visit, b"HTTP/1.1 200 OK\r\n" + b"Set-Cookie: a=%b\r\n" % (b"z" * 60_000) * 4)
+
+
+@fault(STORED)
+def odd_headers(visit: Visit) -> None:
+    odd = b" folded, but nothing before it\r\nX-Caf\xe9: 1\r\nX-Caf\xc3\xa9: 1\r\nX-Blank : 1\r\nno colon here\r\n"
+    odd += b": no name\r\nX-Folded: a\r\n\tb\r\nX-Bare: newline\n"
+    _answer_after(visit, b"HTTP/1.1 200 OK\r\n" + odd)
+
+
+@fault(STORED)
+def blank_before_colon(visit: Visit) -> None:
+    visit.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length : %d\r\n\r\n" % len(photo()) + photo())
+    visit.server._stop.wait(3600)
+
+
+@fault(STORED)
+def redirect_20(visit: Visit) -> None:
+    if visit.number <= 20:
+        visit.answer(b"", "302 Found", Location="redirect_20")
+    else:
+        visit.answer(photo())
+
+
+@fault(STORED)
+def needs_cookie(visit: Visit) -> None:
+    if "Cookie: seen=1" in visit.server.requests[-1]:
+        visit.answer(photo())
+    else:
+        visit.answer(b"", "302 Found", Location="/needs_cookie", Set_Cookie="seen=1; path=/")
 
 
 # --- statuses and redirects -------------------------------------------------------------------------------------------
@@ -406,8 +463,18 @@ def no_http(visit: Visit) -> None:
 
 
 @fault("connection")
-def many_headers(visit: Visit) -> None:
+def too_many_headers(visit: Visit) -> None:
     visit.sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)))
+
+
+@fault("connection")
+def too_long_headers(visit: Visit) -> None:
+    visit.sock.sendall(b"HTTP/1.1 200 OK\r\nX-Long: " + b"z" * 300_000)
+
+
+@fault("http_status")
+def switches_protocols(visit: Visit) -> None:
+    visit.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n")
 
 
 @fault("connection")
@@ -436,6 +503,16 @@ def truncated_jpeg(visit: Visit) -> None:
 @fault("bad_image")
 def not_gzip(visit: Visit) -> None:
     visit.answer(photo(), Content_Encoding="gzip")
+
+
+@fault("bad_image")
+def brotli_unasked(visit: Visit) -> None:
+    visit.answer(photo(), Content_Encoding="br")
+
+
+@fault("bad_image")
+def zstd_unasked(visit: Visit) -> None:
+    visit.answer(photo(), Content_Encoding="gzip, zstd")
 
 
 @fault("bad_image")
@@ -495,9 +572,18 @@ def _redirect_to_location(visit: Visit) -> None:
     visit.answer(b"", "302 Found", Location=visit.server.location)
 
 
+def _large(visit: Visit) -> None:
+    visit.answer(photo() + bytes(2_000_000))
+
+
 def _retry_after(visit: Visit) -> None:
     visit.answer(b"later", "503 Service Unavailable", Retry_After=visit.server.retry_after)
 
 
 # Not in FAULTS: their outcomes vary.
-_HANDLERS |= {"mutated": _mutated, "redirect_to_location": _redirect_to_location, "retry_after": _retry_after}
+_HANDLERS |= {
+    "mutated": _mutated,
+    "large": _large,
+    "redirect_to_location": _redirect_to_location,
+    "retry_after": _retry_after,
+}

@@ -1,4 +1,4 @@
-"""embed.py where the disk is full, or nothing may be written: one line, nothing corrupted, and a rerun goes on."""
+"""embed.py where the disk is full, nothing may be written, or the network is down: one line, and a rerun goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.embed_kills import LIGHT, MAIN, check_journal, read_collection
-from tests.support.servers import PhotoServer
+from tests.support.servers import PhotoServer, closed_port
 
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv.pop(1)),)); "
 FLAGS = ["--image-cache-dir-path", "", "--logs-dir-path", "", "--download-allow-local", "--batch-size", "8"]
@@ -62,6 +62,15 @@ def test_a_folder_that_is_read_only_is_one_line(folder: Path, offline_model_name
         assert_one_line(embed(folder, offline_model_name, ""), "Permission denied")
     finally:
         (folder / "data").chmod(0o755)
+
+
+def test_a_network_that_is_down_fails_no_image(folder: Path, offline_model_name: str, monkeypatch: pytest.MonkeyPatch):
+    urls = [f"http://host-{number}.example/photo.jpg" for number in range(60)]
+    (folder / "data/formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")  # a network that no test depends on
+    done = embed(folder, offline_model_name, "")
+    assert_one_line(done, "60 downloads in a row failed: the proxy does not answer (Connection refused)")
+    assert json.loads((folder / "data/failed.json").read_text()) == []
 
 
 def test_a_store_that_cannot_be_a_folder_is_one_line(folder: Path, offline_model_name: str):

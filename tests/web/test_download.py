@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import email.utils
 import os
 import pickle
 import re
+import socket
 import time
 import urllib.parse
 
@@ -17,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.fault_server import FAULTS, STORED, FaultServer, photo
-from utils.errors import REASONS, ImageError, can_heal
+from utils.errors import REASONS, ImageError, UserError, can_heal
 from utils.images.decode import decode
 from utils.web import download, urls
 from utils.web.download import DownloadLimits, fetch
@@ -116,6 +118,7 @@ def test_details_say_what_happened(server):
         "length_too_long": "1000 more expected",
         "redirect_to_file": "bad_redirect: to 'file:///etc/hosts'",
         "silent": "timeout: not complete after 1 s",
+        "brotli_unasked": "bad_image: content encoding",
     }
     for name, detail in details.items():
         with pytest.raises(ImageError) as error:
@@ -164,14 +167,18 @@ def test_whatever_head_comes_the_outcome_is_a_reason(server):
         ("  {}/ok\n", "/ok"),
         ("{}/a b.jpg", "/a%20b.jpg"),
         ("{}/a%20b.jpg", "/a%20b.jpg"),
-        ("{}/50%.jpg?x=%zz&y=%41", "/50%25.jpg?x=%25zz&y=A"),
+        ("{}/50%.jpg?x=%zz&y=%41", "/50%.jpg?x=%zz&y=%41"),
+        ("{}/%7Edmb/%c3%a9%C3%A9/[1];v=1?sig=%7Ex%2F+[2]", "/%7Edmb/%c3%a9%C3%A9/[1];v=1?sig=%7Ex%2F+[2]"),
+        ("{}//key//a", "//key//a"),
+        ("{}/a/%2e%2E/b/./c/..", "/b/"),
+        ("{}//a/../b?c/../d", "//b?c/../d"),
+        ('{}/`{{}}"<>\x7f?`{{}}\'"<>\x7f', "/%60%7B%7D%22%3C%3E%7F?`{}%27%22%3C%3E%7F"),
         ("{}/köln/猫.jpg?q=ü", "/k%C3%B6ln/%E7%8C%AB.jpg?q=%C3%BC"),
         ("{}/ok#fragment?not a query", "/ok"),
         ("{}?size=1", "/?size=1"),
-        ("{}/a/../ok", "/ok"),
         ("{}\\ok", "/ok"),
         ("{}/o\tk", "/ok"),
-        ("{}/a|b^c[d]", "/a%7Cb%5Ec%5Bd%5D"),
+        ("{}/a|b^c[d]?e|f^g", "/a%7Cb%5Ec[d]?e|f^g"),
     ],
 )
 def test_urls_are_requested_as_a_browser_would(server, written, requested):
@@ -181,9 +188,33 @@ def test_urls_are_requested_as_a_browser_would(server, written, requested):
         assert server.requests[-1].split(" ")[1] == requested
 
 
-def test_international_hosts_are_asked_for_in_ascii():
-    assert urls.http_url("http://BÜCHER.example:80/ü") == "http://xn--bcher-kva.example:80/%C3%BC"
-    assert urls.http_url("https://例え.テスト/") == "https://xn--r8jz45g.xn--zckzah/"
+@pytest.mark.parametrize(
+    ("host", "requested"),  # as Chromium's URL() gives them
+    [
+        *[("BÜCHER.example:80", "xn--bcher-kva.example"), ("例え.テスト", "xn--r8jz45g.xn--zckzah")],
+        *[("i❤.ws", "xn--i-7iq.ws"), ("💩.la:8080", "xn--ls8h.la:8080"), ("ＷＷＷ.ⓒⓞⓜ", "www.com"), ("a。b", "a.b")],
+        *[("a%41.example", "aa.example"), ("a_b.example.", "a_b.example."), ("faß.de", "xn--fa-hia.de")],
+        *[("0x7f.1", "127.0.0.1"), ("127.1.", "127.0.0.1"), ("2130706433", "127.0.0.1"), ("[::0:1]", "[::1]")],
+        *[("u:p@h", "u:p@h"), ("a@b@h", "a%40b@h"), ("h:", "h"), ("h:0443", "h:443")],
+    ],
+)  # fmt: skip
+def test_hosts_are_asked_for_as_a_browser_would(host, requested):
+    assert urls.http_url(f"http://{host}/") == f"http://{requested}/"
+
+
+@pytest.mark.parametrize(
+    ("location", "requested"),
+    [
+        *[("/caf\xe9", "/caf%E9"), ("/caf\xc3\xa9?\xe7", "/caf%C3%A9?%E7"), ("/caf\xc3\xa9", "/caf%C3%A9")],
+        *[("ok", "/ok"), ("?q", "/redirect_to_location?q"), ("../x//y", "/x//y"), ("//{}//x", "//x")],
+        *[("\\\\{}\\x", "/x"), ("http:x/%7e", "/x/%7e"), ("HTTP://{}/a b", "/a%20b"), ("/x#y", "/x"), ("/a:b", "/a:b")],
+    ],
+)  # fmt: skip
+def test_redirects_lead_where_a_browser_would_go(server, location, requested):
+    server.location = location.format(server.url("").split("/")[2])
+    server.requests.clear()
+    outcome(server.url("redirect_to_location"))
+    assert server.requests[1].split(" ")[1] == requested
 
 
 @pytest.mark.parametrize(
@@ -218,7 +249,7 @@ def test_whatever_text_comes_the_error_is_an_image_error(text):
     "url",
     [
         *("http://localhost/x", "http://127.0.0.1:80/x", "HTTP://[::1]/x", "http://192.168.1.1/", "http://10.1/"),
-        *("file:///x.jpg", "photos/x.jpg", "/x.jpg", "C:\\photos\\x.jpg", "http://a.localhost/", "http://0x7f.1/x"),
+        *("file:///x.jpg", "./photos/x.jpg", "../x.jpg", "/x.jpg", "C:\\photos\\x.jpg", "http://a.localhost/", "http://0x7f.1/x"),
     ],
 )  # fmt: skip
 def test_local_names_are_known_without_asking_anyone(url):
@@ -231,6 +262,10 @@ def test_local_names_are_known_without_asking_anyone(url):
         "http://photos.example/x",
         "https://8.8.8.8/",
         "data:,x",
+        "www.example.com/a.jpg",
+        "photos/x.jpg",
+        "localhost:80/x.jpg",
+        "//localhost/x.jpg",
         "http://169.254.169.254/",
         "http://b\u00fccher.example/",
         "http://10.example/",
@@ -253,16 +288,69 @@ def test_data_urls(server):
 def test_files_are_read_where_local_is_allowed(tmp_path, monkeypatch):
     (tmp_path / "ä b.jpg").write_bytes(photo())
     monkeypatch.chdir(tmp_path)
-    for url in ("ä b.jpg", str(tmp_path / "ä b.jpg"), (tmp_path / "ä b.jpg").as_uri()):
+    shut = dataclasses.replace(LIMITS, allow_local=False)
+    for url in ("ä b.jpg", "./ä b.jpg", str(tmp_path / "ä b.jpg"), (tmp_path / "ä b.jpg").as_uri()):
         assert outcome(url) == STORED
-        assert outcome(url, dataclasses.replace(LIMITS, allow_local=False)) == "blocked_address"
+        assert outcome(url, shut) == ("bad_url" if url == "ä b.jpg" else "blocked_address")
         assert outcome(url, dataclasses.replace(LIMITS, max_bytes=10)) == "too_large"
-    assert outcome("missing.jpg") == "bad_url"
+    assert outcome("./missing.jpg") == "bad_url"
     assert outcome(str(tmp_path)) == "bad_url"
-    assert outcome("nul\0.jpg") == "bad_url"
+    assert outcome("/nul\0.jpg") == "bad_url"
+
+
+@pytest.mark.parametrize(
+    "url", ["www.example.com/a.jpg", "missing.jpg", "localhost:80/a.jpg", "//h/a.jpg", "nul\0.jpg", "a" * 300, "photos"]
+)
+def test_what_has_no_scheme_and_is_no_file_is_said_to_have_no_scheme(url, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for allow_local in (True, False):
+        with pytest.raises(ImageError) as error:
+            fetch(url, dataclasses.replace(LIMITS, allow_local=allow_local))
+        assert str(error.value) == "bad_url: no scheme"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_in_the_list_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert outcome(str(tmp_path / "pipe.jpg")) == "bad_url"
+
+
+# --- faults of this machine -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def limited(name: str, limit: int):
+    resource = pytest.importorskip("resource")
+    kind = getattr(resource, name)
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+def test_a_full_folder_for_temporary_files_is_no_fault_of_the_image(server):
+    with limited("RLIMIT_FSIZE", 1_000_000), pytest.raises(UserError, match="set TMPDIR to another folder"):
+        fetch(server.url("large"), LIMITS)
+    assert outcome(server.url("ok")) == STORED
+
+
+def test_too_many_open_files_are_no_fault_of_the_image(server):
+    with limited("RLIMIT_NOFILE", 200), contextlib.ExitStack() as opened:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                opened.enter_context(open(os.devnull))
+        for url in (server.url("ok"), "http://photos.invalid/x.jpg"):
+            with pytest.raises(UserError, match=r"ulimit -n.* DOWNLOAD_WORKERS"):
+                fetch(url, LIMITS)
+
+
+def test_no_memory_is_no_fault_of_the_image(server, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(UserError, match="no memory"):
+        fetch(server.url("ok"), LIMITS)

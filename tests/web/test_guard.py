@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import importlib.util
 import socket
 import threading
 import time
@@ -10,9 +12,10 @@ import time
 import pytest
 
 from tests.faults.fault_server import CERTIFICATE, FaultServer
-from utils.errors import ImageError
+from utils.errors import ImageError, UserError
+from utils.web import guard
 from utils.web.download import DownloadLimits, fetch
-from utils.web.guard import behind_proxy, literal_scope, scope
+from utils.web.guard import Suspects, behind_proxy, literal_scope, machine_fault, scope
 
 PUBLIC_IP = "93.184.215.14"  # no test connects to it: patched_net stands in between
 OPEN = DownloadLimits(timeout_s=1.0, attempts=1, max_bytes=1_000_000, allow_local=True, respect_noai=True)
@@ -210,6 +213,63 @@ def test_a_connection_kept_open_obeys_the_rules_of_the_next_request(names):
         server.shutdown()
 
 
+# --- whose fault it is ------------------------------------------------------------------------------------------------
+NO_ANSWER = ImageError("connection", "no name server answered: Temporary failure in name resolution")
+
+
+@pytest.fixture
+def quick_to_suspect(monkeypatch):
+    monkeypatch.setattr(guard, "MIN_SUSPECTS", 3)
+    monkeypatch.setattr(guard, "MIN_SUSPECTS_S", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "no name server answered: Temporary failure"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "no route: Network is unreachable"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "Connection refused"),
+    ],
+)
+def test_what_a_machine_without_network_would_see_is_named(monkeypatch, error, detail):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(ImageError) as failed:
+        fetch("http://photos.example/x.jpg", SHUT)
+    assert str(failed.value) == f"connection: {detail}"
+
+
+def test_a_network_that_is_down_ends_the_run_after_failures_in_a_row(quick_to_suspect, monkeypatch):
+    def no_answer(*_args, **_kwargs):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_answer)
+    suspects = Suspects[int]()
+    assert suspects.sort(0, None) == [0]
+    assert suspects.sort(1, NO_ANSWER) == suspects.sort(2, NO_ANSWER) == []
+    with pytest.raises(UserError, match=r"^3 downloads in a row failed: .*(no name server answers|no route)"):
+        suspects.sort(3, NO_ANSWER)
+
+
+def test_dead_hosts_never_end_the_run_while_a_name_server_answers(quick_to_suspect, names):
+    names["example.com"] = [[PUBLIC_IP]]
+    suspects = Suspects[int]()
+    passed = [suspects.sort(number, NO_ANSWER) for number in range(6)]
+    assert passed == [[], [], [0, 1, 2], [], [], [3, 4, 5]]
+
+
+def test_anything_else_in_between_acquits_the_machine(quick_to_suspect):
+    suspects = Suspects[int]()
+    assert suspects.sort(0, NO_ANSWER) == suspects.sort(1, NO_ANSWER) == []
+    assert suspects.sort(2, ImageError("connection", "Connection refused")) == [0, 1, 2]
+    assert suspects.sort(3, NO_ANSWER) == suspects.sort(4, NO_ANSWER) == []
+    assert suspects.sort(5, None) == [3, 4, 5]
+    assert suspects.sort(6, NO_ANSWER) == []
+    assert suspects.release() == [6]  # too few to say
+
+
 # --- proxies, certificates, credentials -------------------------------------------------------------------------------
 
 
@@ -217,7 +277,10 @@ def test_a_loopback_proxy_works_though_local_addresses_are_refused(server, monke
     monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{server.port}")
     assert behind_proxy()
     assert reason("http://photos.example/ok") == "fetched"
-    assert "http://photos.example/ok" in server.requests[-1] and "Proxy-Authorization" in server.requests[-1]
+    assert (
+        "http://photos.example/ok" in server.requests[-1]
+        and "proxy-authorization: basic" in server.requests[-1].lower()
+    )
     for url in ("http://127.0.0.1/ok", "http://169.254.169.254/ok", "http://localhost/ok"):
         assert reason(url) == "blocked_address"
     monkeypatch.setenv("NO_PROXY", "photos.example")
@@ -238,10 +301,20 @@ def test_a_redirect_behind_a_proxy_to_a_local_literal_is_refused(server, monkeyp
     assert reason("http://photos.example/redirect_to_location", OPEN) == "blocked_address"
 
 
-def test_a_proxy_that_cannot_be_used_is_no_fault_of_the_url(monkeypatch):
-    for proxy in ("socks5://127.0.0.1:1", "http://", "http://127.0.0.1:1"):
-        monkeypatch.setenv("ALL_PROXY", proxy)
-        assert reason("http://photos.example/ok") == "connection"
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://", "gopher://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_this_machines_fault(monkeypatch, proxy):
+    if proxy.startswith("socks") and importlib.util.find_spec("socks"):
+        pytest.skip("PySocks is there")
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match="ALL_PROXY cannot be used"):
+        fetch("http://photos.example/ok", SHUT)
+
+
+def test_a_proxy_that_refuses_is_named(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "127.0.0.1:1")
+    with pytest.raises(ImageError, match="connection: proxy not reached: Connection refused"):
+        fetch("http://photos.example/ok", SHUT)
+    assert "does not answer" in machine_fault()
 
 
 def test_no_proxy_no_talk_of_one():
@@ -249,12 +322,13 @@ def test_no_proxy_no_talk_of_one():
 
 
 def test_an_unknown_certificate_fails_and_a_ca_bundle_heals_it(tls_server, monkeypatch):
-    with pytest.raises(ImageError, match=r"connection: .*certificate"):
+    with pytest.raises(ImageError, match=r"tls: .*certificate"):
         fetch(tls_server.url("ok"), OPEN)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
     assert reason(tls_server.url("ok"), OPEN) == "fetched"
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE) + ".missing")
-    assert reason(tls_server.url("ok"), OPEN) == "connection"
+    with pytest.raises(UserError, match="REQUESTS_CA_BUNDLE"):
+        fetch(tls_server.url("ok"), OPEN)
 
 
 def test_tls_keeps_the_same_deadline(server, tls_server, monkeypatch):
@@ -279,4 +353,4 @@ def test_credentials_come_from_the_url_only(server, monkeypatch, tmp_path):
 
 def test_the_user_agent_is_honest(server):
     assert reason(server.url("ok"), OPEN) == "fetched"
-    assert "User-Agent: retrieval_ann (image-similarity annotation) python-requests/" in server.requests[-1]
+    assert "User-Agent: retrieval_ann (image-similarity annotation) python-urllib3/" in server.requests[-1]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import ImageError
+from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.decode import decode
 from utils.images.preprocess import Preprocess, to_pixels
@@ -96,10 +96,11 @@ def work(
 
     def serve() -> None:
         while True:
-            job, pixels, failure = jobs.get(), NO_PIXELS, None
+            job, pixels = jobs.get(), NO_PIXELS
+            failure: ImageError | UserError | None = None
             try:
                 pixels = load(job, settings, cache, functools.partial(marking_decode, job.key))
-            except ImageError as error:
+            except (ImageError, UserError) as error:
                 failure = error
             except Exception as error:  # whatever it is, this image raised it
                 failure = ImageError("bad_image", f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
 """Worker processes that turn urls into pixels, so that the model never waits and no image ends the run.
 
-Processes, not threads: requests costs 3 ms of CPU per image and holds the GIL, which downloads would share with the
+Processes, not threads: a download costs up to 2 ms of CPU and holds the GIL, which downloads would share with the
 thread that feeds the model; and a decoder that crashes or hangs costs one image. Each process has many threads that
 download and decodes one image at a time: the one that fails if the process dies.
 """
@@ -27,6 +27,7 @@ from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.preprocess import Preprocess
 from utils.log import LOG
+from utils.web.guard import Suspects
 from utils.web.hosts import HostQueue
 from utils.web.urls import queue_host
 
@@ -71,6 +72,7 @@ class Fetcher:
         self._window = WINDOW * self._n_threads * n_workers
         self._cache_bytes = processes.CONTEXT.Value("q", ImageCache(settings.cache_dir, 0).size()[1])
         self._waiting: HostQueue[Job] = HostQueue(per_host)
+        self._suspects: Suspects[Result] = Suspects()
         self._deaths: collections.Counter[int] = collections.Counter()
         self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, first seen)
         self._hung: set[int] = set()  # keys of images
@@ -154,6 +156,8 @@ class Fetcher:
             has_room = len(worker.jobs) < self._n_threads and self._results.qsize() < self._n_ready
             job = self._waiting.take() if has_room else None
             if job is None:
+                if not n_busy and not len(self._waiting):
+                    self._hand_on(self._suspects.release())
                 return bool(n_busy or len(self._waiting) or self._has_more)
             worker.jobs[job.key] = job
             n_busy += 1
@@ -183,7 +187,13 @@ class Fetcher:
             LOG.warning("the image cache takes no more: %s; embedding goes on", cache_full)
         job = worker.jobs.pop(key)
         self._waiting.done(queue_host(job.url))
-        self._results.put(Result(job, pixels, error))
+        if isinstance(error, UserError):
+            raise error
+        self._hand_on(self._suspects.sort(Result(job, pixels, error), error))
+
+    def _hand_on(self, results: list[Result]) -> None:
+        for result in results:
+            self._results.put(result)
 
     def _end_hung(self) -> None:
         """Kill workers whose decoder hangs; _collect meets their end of file."""

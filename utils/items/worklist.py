@@ -163,7 +163,10 @@ class Worklist:
 def retry_rule(retry_failed: bool, allow_local: bool, respect_noai: bool) -> Callable[[str, str], bool]:
     """Which failures of earlier runs to try again: those that can heal, those that a setting now allows, or all."""
     allowed = {"blocked_address": allow_local, "opted_out": not respect_noai}
-    return lambda reason, detail: retry_failed or can_heal(reason, detail) or allowed.get(reason, False)
+    allowed["bad_url: no scheme"] = allow_local  # it may be a path
+    return lambda reason, detail: (
+        retry_failed or can_heal(reason, detail) or any(allowed.get(key) for key in (reason, f"{reason}: {detail}"))
+    )
 
 
 def _hash(item: Any) -> int:

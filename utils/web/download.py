@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import io
+import os
 import random
+import ssl
 import stat
 import tempfile
 import time
-import urllib.parse
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.cookiejar import CookieJar
 from typing import BinaryIO, cast
 
-import requests
 import urllib3.exceptions
+from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.util import Retry
 
-from utils.errors import ImageError
+from utils.errors import ImageError, UserError
 from utils.web import guard, urls
 
-_MAX_REDIRECTS = 5
+_MAX_REDIRECTS = 20  # as browsers
 _BACKOFF_S = 0.5  # before the second attempt; doubles, with jitter, so that retries do not come in waves
 _MAX_RETRY_AFTER_S = 30  # a server that asks for more is left alone until another run
 _CHUNK_BYTES = 65_536
 _IN_MEMORY_BYTES = 1_000_000  # a larger body goes to a temporary file
-_TRANSLATED = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
+_TRANSLATED = (OSError, MemoryError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
+_ENCODINGS = {"br": "br (Brotli)", "zstd": "zstd (Zstandard)", "compress": "compress", "x-compress": "x-compress"}
 _VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
@@ -52,7 +57,7 @@ class _AgainError(Exception):
 def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
     """The body at an http(s), data: or file: URL or a plain path, open at its start; the caller closes it.
 
-    Raises ImageError, and nothing else, whatever the list or the server contains.
+    Raises ImageError, whatever the list or the server contains, and UserError for a fault of this machine.
     """
     scheme = urls.scheme_of(url)
     if scheme == "data":
@@ -66,6 +71,8 @@ def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
 
 def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
     path = urls.local_path(url)
+    if not urls.names_path(url) and not (limits.allow_local and os.path.isfile(path)):  # noqa: PTH113 (it never raises)
+        raise ImageError("bad_url", "no scheme")
     if not limits.allow_local:
         raise ImageError("blocked_address", "a file of this machine")
     try:
@@ -104,35 +111,52 @@ def _attempt(url: str, limits: DownloadLimits) -> BinaryIO:
     try:
         with _follow(url, attempt) as response:
             _check_status(response)
+            _check_encoding(response)
             if limits.respect_noai:
                 _check_robots(response)
             for chunk in _chunks(response, attempt, limits.max_bytes):
-                body.write(chunk)
-        body.seek(0)
+                with _disk_errors():
+                    body.write(chunk)
+        with _disk_errors():
+            body.seek(0)
         return body
     except BaseException as error:
-        body.close()
-        if isinstance(
-            error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
-        ):
+        with contextlib.suppress(OSError):
+            body.close()
+        if isinstance(error, _TRANSLATED):
             raise _translated(error, attempt, limits.timeout_s) from None
         raise
 
 
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "the folder for temporary files"
+        raise UserError(f"{folder}: {error.strerror}; free space there, or set TMPDIR to another folder") from None
+
+
 def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> Exception:
-    """The outcome for an exception of the libraries (requests' exceptions are OSErrors)."""
+    """The outcome for an exception of the libraries."""
     root = _root(error)
-    text = getattr(root, "strerror", None) or str(root).strip() or type(root).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text[:300])  # it may quote the server
+    number = root.errno if isinstance(root, OSError) else None
+    text = getattr(root, "verify_message", None) or getattr(root, "strerror", None) or str(root) or type(root).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text.strip()[:300])  # it may quote the server
+    if number in (errno.EMFILE, errno.ENFILE):
+        return UserError("too many open files; raise the limit (ulimit -n), or lower DOWNLOAD_WORKERS")
+    if isinstance(root, MemoryError) or number in (errno.ENOMEM, errno.ENOBUFS):
+        return UserError("no memory is left for downloads; lower DOWNLOAD_WORKERS")
     if isinstance(root, TimeoutError) or time.monotonic() >= attempt.deadline:
         return _AgainError(ImageError("timeout", f"not complete after {timeout_s:g} s"))
-    if isinstance(error, requests.exceptions.ContentDecodingError):
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return ImageError("tls", text)
+    if isinstance(error, urllib3.exceptions.DecodeError):
         return ImageError("bad_image", f"content encoding: {text}")
-    if isinstance(error, (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)):
-        return ImageError("connection", f"proxy: {text}")  # a SOCKS proxy needs PySocks
-    if isinstance(error, (UnicodeError, requests.exceptions.InvalidURL)):  # a name that DNS cannot hold
+    if isinstance(error, UnicodeError):  # a name that DNS cannot hold
         return ImageError("bad_url", text)
-    return _AgainError(ImageError("connection", text))
+    symptom = guard.symptom(error) or guard.symptom(root)
+    return _AgainError(ImageError("connection", f"{symptom}: {text}" if symptom else text))
 
 
 def _root(error: BaseException) -> BaseException:
@@ -142,34 +166,38 @@ def _root(error: BaseException) -> BaseException:
 
 
 # --- what a response says ---------------------------------------------------------------------------------------------
-def _follow(url: str, attempt: guard.Attempt) -> requests.Response:
+def _follow(url: str, attempt: guard.Attempt) -> BaseHTTPResponse:
     """The response at the end of the redirects; the caller closes it."""
-    guard.forget_cookies()
+    cookies = CookieJar()  # for the redirects of one image; no site can follow a run from image to image
     for _ in range(_MAX_REDIRECTS + 1):
-        response = guard.get(url, attempt)
-        if response.status_code not in (301, 302, 303, 307, 308):
+        response = guard.get(url, attempt, cookies)
+        if response.status not in (301, 302, 303, 307, 308):
             return response
         response.close()
         url = _redirect_target(url, response)
     raise ImageError("bad_redirect", f"more than {_MAX_REDIRECTS} redirects")
 
 
-def _redirect_target(url: str, response: requests.Response) -> str:
-    location = response.headers.get("Location", "")
+def _redirect_target(url: str, response: BaseHTTPResponse) -> str:
+    location = response.headers.get("Location", "").encode("latin-1")  # the bytes as they came
     if not location:
-        raise ImageError("bad_redirect", f"{response.status_code} without a Location")
+        raise ImageError("bad_redirect", f"{response.status} without a Location")
     try:
-        joined = urllib.parse.urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
-        if urls.scheme_of(joined) not in ("http", "https"):
+        text = location.decode()
+    except UnicodeDecodeError:
+        text = "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in location)
+    try:
+        target = urls.resolve(url, text)
+        if urls.scheme_of(target) not in ("http", "https"):
             raise ValueError("not http or https")
-        return urls.http_url(joined)
+        return urls.http_url(target)
     except (ValueError, ImageError) as error:
-        raise ImageError("bad_redirect", f"to {location[:200]!a}: {getattr(error, 'detail', error)}") from None
+        raise ImageError("bad_redirect", f"to {text[:200]!a}: {getattr(error, 'detail', error)}") from None
 
 
-def _check_status(response: requests.Response) -> None:
+def _check_status(response: BaseHTTPResponse) -> None:
     """Raises ImageError unless the status is a success, or _AgainError if another attempt may succeed."""
-    status = response.status_code
+    status = response.status
     if 200 <= status < 300:
         return
     error = ImageError("http_status", f"{status} {http.client.responses.get(status, '')}".strip())
@@ -186,9 +214,16 @@ def _check_status(response: requests.Response) -> None:
     raise _AgainError(error, wait_s)
 
 
-def _check_robots(response: requests.Response) -> None:
+def _check_encoding(response: BaseHTTPResponse) -> None:
+    """Raises ImageError("bad_image") for an encoding that was not asked for and cannot be decoded here."""
+    for name in response.headers.get("Content-Encoding", "").lower().split(","):
+        if name.strip() in _ENCODINGS and name.strip() not in HTTPResponse.CONTENT_DECODERS:
+            raise ImageError("bad_image", f"content encoding {_ENCODINGS[name.strip()]}, which was not asked for")
+
+
+def _check_robots(response: BaseHTTPResponse) -> None:
     """Raises ImageError("opted_out") for X-Robots-Tag noai or noimageai, addressed to all or to us."""
-    for line in response.raw.headers.getlist("X-Robots-Tag"):
+    for line in response.headers.getlist("X-Robots-Tag"):
         agent = "*"
         for directive in line.lower().split(","):
             name, colon, rest = directive.partition(":")
@@ -198,13 +233,13 @@ def _check_robots(response: requests.Response) -> None:
                 raise ImageError("opted_out", f"X-Robots-Tag: {line[:200]!a}")
 
 
-def _chunks(response: requests.Response, attempt: guard.Attempt, max_bytes: int) -> Iterator[bytes]:
+def _chunks(response: BaseHTTPResponse, attempt: guard.Attempt, max_bytes: int) -> Iterator[bytes]:
     """The decoded body in pieces. Raises ImageError("too_large") for the declared or the actual size."""
     declared = response.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared[:19]) > max_bytes:
         raise ImageError("too_large", f"{declared[:19]} bytes declared")
     size = 0
-    for chunk in response.iter_content(_CHUNK_BYTES):
+    for chunk in response.stream(_CHUNK_BYTES):
         attempt.remaining_s()  # a fast endless stream never waits, so no read of it times out
         size += len(chunk)
         if size > max_bytes:

@@ -6,26 +6,38 @@ and to a private one when it is used.
 
 from __future__ import annotations
 
+import base64
+import errno
 import functools
 import io
 import ipaddress
 import os
+import re
 import socket
+import ssl
+import sys
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPResponse
-from typing import Any
-from urllib.parse import urlsplit
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.cookiejar import CookieJar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
-import requests
-from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies, select_proxy
+import urllib3
+from certifi import where
+from requests.utils import get_auth_from_url, get_environ_proxies, prepend_scheme_if_needed, select_proxy
+from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, make_headers
+from urllib3.exceptions import ProxyError
+from urllib3.util.ssl_ import create_urllib3_context
 
-from utils.errors import ImageError
+from utils.errors import ImageError, UserError
 
-USER_AGENT = f"retrieval_ann (image-similarity annotation) python-requests/{requests.__version__}"
+T = TypeVar("T")
+USER_AGENT = f"retrieval_ann (image-similarity annotation) python-urllib3/{urllib3.__version__}"
 _PRIVATE = [
     ipaddress.ip_network(network)
     for network in (
@@ -41,7 +53,19 @@ _FORBIDDEN = [
 ]
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IANA has given out
-_thread = threading.local()  # .session: requests' sessions are not thread-safe; .attempt: the rules of this request
+_MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # of one response
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # Source: RFC 9110
+_FRAMING = {"connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding"}
+MIN_SUSPECTS, MIN_SUSPECTS_S = 50, 10  # failures in a row, and seconds, before the machine is checked
+_SUSPECT = re.compile(
+    r"connection: (no name server answered|no route|proxy not reached)|bad_image: .*not enough memory$"
+)
+_DECODER_BYTES = 300_000_000  # what an image of 100 megapixels takes
+_NO_ROUTE = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
+_NO_ANSWER = {socket.EAI_AGAIN, socket.EAI_FAIL}
+if sys.platform != "linux":  # elsewhere a name server that is silent and a name that is unknown look the same
+    _NO_ANSWER.add(socket.EAI_NONAME)
+_thread = threading.local()  # .managers: connections; .attempt and .target: rules and request target of this request
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -106,71 +130,174 @@ def behind_proxy() -> bool:
     return any(getproxies().get(scheme) for scheme in ("http", "https", "all"))
 
 
-def get(url: str, attempt: Attempt) -> requests.Response:
-    """One GET, redirects not followed, body not yet read; the caller closes the response.
+def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
+    """One GET of a URL that urls.http_url returned, redirects not followed, body not yet read; the caller closes it.
 
-    Raises ImageError("blocked_address"), requests' exceptions, and OSError (DNS, refused, TimeoutError).
+    Raises ImageError("blocked_address"), urllib3's exceptions, OSError (DNS, refused, TimeoutError), and UserError if
+    REQUESTS_CA_BUNDLE cannot be used.
     """
-    host, proxies = urlsplit(url).hostname or "", get_environ_proxies(url)
+    parts, proxy = urlsplit(url), _proxy_of(url)
+
+    host = parts.hostname or ""
     reach = literal_scope(host)
     if reach == "forbidden" or (reach == "private" and not attempt.allow_private):
         raise ImageError("blocked_address", f"{host} is not a public address")
-    if select_proxy(url, proxies):
+    if proxy:
         attempt.allow_private = reach == "private"  # the address behind a proxy is unknown: count it as public
-    request = requests.Request("GET", url, headers={"User-Agent": USER_AGENT, "Accept": "image/*,*/*;q=0.5"})
+    target = url[len(f"{parts.scheme}://{parts.netloc}") :]
+    forwarded = parts.scheme == "http" and proxy.startswith("http")  # such a proxy is asked for the whole URL
     _thread.attempt = attempt
-    verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    return _session().send(
-        _session().prepare_request(request),
-        stream=True,
-        allow_redirects=False,
+    _thread.target = f"http://{parts.netloc.rpartition('@')[2]}{target}" if forwarded else target
+    pool: Any = _manager(proxy).connection_from_host(host, parts.port, parts.scheme)
+    if not issubclass(pool.ConnectionCls, _Timed):
+        # The user chose the proxy, wherever it is; it checks the addresses behind it.
+        pool.ConnectionCls = _with_rules(_Timed if proxy else _Checked, pool.ConnectionCls)
+    response = pool.urlopen(
+        *("GET", "http://forwarded/" if forwarded else "/"),  # _Timed.request puts _thread.target in its place
+        headers=_headers(url, cookies),
+        retries=False,
+        redirect=False,
+        assert_same_host=False,
+        preload_content=False,
         timeout=attempt.remaining_s(),
-        proxies=proxies,
-        verify=verify,
     )
+    if "Set-Cookie" in response.headers:
+        cookies.extract_cookies(response, urllib.request.Request(url))
+    return response
 
 
-def forget_cookies() -> None:
-    """Cookies last for one image's redirects; no site can follow a run from image to image."""
-    _session().cookies.clear()
+def _proxy_of(url: str) -> str:
+    proxy = select_proxy(url, get_environ_proxies(url)) or ""
+    return prepend_scheme_if_needed(proxy, "http") if proxy else ""
 
 
-def _session() -> _Session:
-    if not hasattr(_thread, "session"):
-        _thread.session = _Session()
-    return _thread.session
+def _headers(url: str, cookies: CookieJar) -> dict[str, str]:
+    headers = {"User-Agent": USER_AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+    parts = urlsplit(url)
+    if "@" in parts.netloc:  # credentials come from the URL alone, never from ~/.netrc
+        user_and_password = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        headers["Authorization"] = "Basic " + base64.b64encode(user_and_password.encode()).decode()
+    if len(cookies):
+        request = urllib.request.Request(url)
+        cookies.add_cookie_header(request)
+        headers |= dict(request.header_items())
+    return headers
 
 
-class _Session(requests.Session):
-    """Asks for no content encoding and leaves redirects alone (requests would read their bodies whole)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trust_env = False  # it would also send the credentials in ~/.netrc
-        self.headers["Accept-Encoding"] = "identity"  # images are compressed already
-        adapter = _Adapter(pool_connections=2, pool_maxsize=1)  # few sockets stay open: macOS allows a process 256
-        self.mount("http://", adapter)
-        self.mount("https://", adapter)
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
+def _manager(proxy: str) -> PoolManager:
+    """This thread's connections, directly or through a proxy. Few stay open: macOS allows a process 256 files."""
+    managers = _thread.__dict__.setdefault("managers", {})
+    key = proxy, os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or where()
+    if key not in managers:
+        options: dict[str, Any] = {"num_pools": 2, "maxsize": 1, "ssl_context": _tls_context(key[1])}
+        managers[key] = _proxy_manager(proxy, options) if proxy else PoolManager(**options)
+    return managers[key]
 
 
-class _Adapter(HTTPAdapter):
-    """requests' adapter over guarded connections."""
+def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
+    try:
+        if not urlsplit(proxy).hostname:
+            raise ValueError("it names no host")
+        if proxy.startswith("socks"):
+            from urllib3.contrib.socks import SOCKSProxyManager
 
-    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        pool: Any = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-        if not issubclass(pool.ConnectionCls, _Timed):
-            # The user chose the proxy, wherever it is; it checks the addresses behind it.
-            rules = _Timed if select_proxy(request.url, proxies) else _Checked
-            pool.ConnectionCls = _with_rules(rules, pool.ConnectionCls)
-        return pool
+            return SOCKSProxyManager(proxy, **options)
+        user, password = get_auth_from_url(proxy)
+        headers = make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
+        return ProxyManager(proxy, proxy_headers=headers, **options)
+    except (ImportError, ValueError) as error:  # LocationValueError is a ValueError
+        reason = "pip install PySocks" if isinstance(error, ImportError) else str(error)
+        raise UserError(f"the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {reason}") from None
+
+
+@functools.cache
+def _tls_context(bundle: str) -> ssl.SSLContext:
+    """One for all threads: reading the certificates takes 10 ms. Raises UserError."""
+    context = create_urllib3_context()
+    try:
+        context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or str(error)
+        raise UserError(f"the CA bundle {bundle} cannot be read: {reason}; mend REQUESTS_CA_BUNDLE") from None
+    return context
 
 
 @functools.cache
 def _with_rules(rules: type, connection: type) -> type:
     return type(f"{rules.__name__}{connection.__name__}", (rules, connection), {})
+
+
+# --- faults of this machine -------------------------------------------------------------------------------------------
+def symptom(error: BaseException) -> str:
+    """A failure that a machine without network would have with every host, in words; else ""."""
+    if isinstance(error, ProxyError):
+        return "proxy not reached"
+    if isinstance(error, socket.gaierror):
+        return "no name server answered" if error.errno in _NO_ANSWER else ""
+    return "no route" if isinstance(error, OSError) and error.errno in _NO_ROUTE else ""
+
+
+def machine_fault() -> str:
+    """Why this machine can fetch no image, and the remedy; "" if it can. Asks for memory, a route and one name."""
+    try:
+        bytearray(_DECODER_BYTES)
+        if behind_proxy():
+            proxy = urlsplit(_proxy_of("https://example.com/") or _proxy_of("http://example.com/"))
+            socket.create_connection((proxy.hostname or "", proxy.port or 80), timeout=5).close()
+        elif not any(map(_has_route, ("1.1.1.1", "2606:4700:4700::1111"))):
+            return "this machine has no route to the internet; connect it, and run this again"
+        else:
+            socket.getaddrinfo("example.com", 80)
+    except MemoryError:
+        return "no memory is left for them; lower DOWNLOAD_WORKERS or MAX_IMAGE_PIXELS"
+    except OSError as error:
+        if behind_proxy():
+            return (
+                f"the proxy does not answer ({error.strerror or error}); start it, or mend HTTP_PROXY and HTTPS_PROXY"
+            )
+        return "no name server answers; check the network, and run this again" if symptom(error) else ""
+    return ""
+
+
+def _has_route(address: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((address, 53))  # sends nothing
+        return True
+    except OSError:
+        return False
+
+
+class Suspects(Generic[T]):
+    """Holds back results whose failure may be this machine's fault, until another result or a check tells.
+
+    A list with dead hosts never ends a run: a result of another kind acquits the machine, and so does machine_fault().
+    """
+
+    def __init__(self) -> None:
+        self._held: list[T] = []
+        self._since = 0.0  # time.monotonic() of the first one held
+
+    def sort(self, result: T, error: ImageError | None) -> list[T]:
+        """The results that are not suspect, or no longer. Raises UserError if the machine is at fault."""
+        if not self._held:
+            self._since = time.monotonic()
+        self._held.append(result)
+        if error is None or not _SUSPECT.match(str(error)):
+            return self._drain()
+        is_time = time.monotonic() - self._since >= MIN_SUSPECTS_S
+        return self.release() if is_time and len(self._held) >= MIN_SUSPECTS else []
+
+    def release(self) -> list[T]:
+        """All results held, when no other can come in between. Raises UserError if the machine is at fault."""
+        fault = machine_fault() if len(self._held) >= MIN_SUSPECTS else ""
+        if fault:
+            raise UserError(f"{len(self._held)} downloads in a row failed: {fault}")
+        return self._drain()
+
+    def _drain(self) -> list[T]:
+        held, self._held = self._held, []
+        return held
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
@@ -193,16 +320,55 @@ class _TimedFile(io.RawIOBase):
         super().close()
 
 
-class _TimedResponse(HTTPResponse):
+class _Response(HTTPResponse):
+    """A response whose head is read as browsers and curl read it."""
+
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp: Any = io.BufferedReader(_TimedFile(self.fp, sock))
+
+    def begin(self) -> None:
+        status = 100
+        while 100 <= status < 200 and status != 101:  # interim responses, such as early hints
+            version, status, reason = self._read_status()  # type: ignore[attr-defined]
+            headers = _read_headers(self.fp)
+        # http.client decides on the length; of its own parser it sees the headers that it needs.
+        framing = [f"{name}: {value}\r\n" for name, value in headers.items() if name.lower() in _FRAMING]
+        source, head = self.fp, f"{version} {status} {reason.strip()}\r\n{''.join(framing)}\r\n"
+        self.fp = io.BytesIO(head.encode("latin-1"))
+        try:
+            super().begin()
+        finally:
+            self.fp = source
+        self.headers = self.msg = headers
+
+
+def _read_headers(file: Any) -> HTTPMessage:
+    """Headers up to the empty line, decoded as latin-1. A line without colon, or with a name that is no token, is
+    dropped. Raises HTTPException if they are too many."""
+    fields: list[list[str]] = []
+    size = 0
+    while (line := file.readline(_MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n", b""):
+        size += len(line)
+        if size > _MAX_HEADER_BYTES or len(fields) == _MAX_HEADERS:
+            raise HTTPException(f"more than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them")
+        text = line.decode("latin-1").rstrip("\r\n")
+        if text[0] in " \t" and fields:  # a continued line
+            fields[-1][1] += " " + text.strip()
+        else:
+            name, _, value = text.partition(":")
+            fields.append([name.strip() if ":" in text else "", value.strip()])
+    message = HTTPMessage()
+    for name, value in fields:
+        if _TOKEN.fullmatch(name):
+            message[name] = value
+    return message
 
 
 class _Timed:
     """Connections of urllib3 whose connecting, status line, headers and body all keep the attempt's deadline."""
 
-    response_class = _TimedResponse
+    response_class = _Response
     sock: Any
     _dns_host: str
     port: int
@@ -211,6 +377,10 @@ class _Timed:
     def _admit(self, address: str, connected: bool) -> None:
         """Raises ImageError unless this connection may reach an IP address. A connection to a proxy may reach any."""
 
+    def request(self, method: str, _url: str, *args: Any, **kwargs: Any) -> None:
+        """The target is sent byte for byte: urllib3 would change the escapes that a signature covers."""
+        super().request(method, _thread.target, *args, **kwargs)  # type: ignore[misc]
+
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers. Raises ImageError, OSError.
 
@@ -218,7 +388,11 @@ class _Timed:
         """
         if hasattr(self, "_socks_options"):  # PySocks connects by itself
             return super()._new_conn()  # type: ignore[misc]
-        found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            socket.socket().close()  # raises EMFILE where that is why the name server could not be asked
+            raise
         failure: Exception = OSError("the name has no address")
         for index, info in enumerate(found):
             try:  # a dead address leaves time for the others
@@ -253,4 +427,4 @@ class _Checked(_Timed):
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None:  # kept alive from an earlier request with other rules
             self._admit(self.sock.getpeername()[0], connected=True)
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, **kwargs)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import re
+import socket
 import urllib.parse
 from pathlib import Path
 from urllib.request import url2pathname
 
-import requests
+import idna
 
 from utils.errors import ImageError
 from utils.web.guard import literal_scope
 
 _MAX_LENGTH = 65_536  # of an http(s) URL; servers stop at 8 to 16 thousand
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: "C:" is a drive
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![0-9]+(?:/|$))")  # neither a drive, C:, nor a port, localhost:80
+_PATH_LIKE = re.compile(r"(?:[A-Za-z]:|\.\.?)[\\/]|\\|/(?!/)")  # C:\ ./ ../ \ /
 _NAMED_HOST = re.compile(r"https?://(?:[a-z0-9_-]+\.)+([a-z]{2,})(?::[0-9]+)?(?:[/?#]|$)", re.IGNORECASE)
-_NO_HOST = re.compile(r"[\x00-\x20#%/<>?@\\^|\x7f]")  # Source: WHATWG URL, forbidden host code points
-_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PORTS = {"http": 80, "https": 443}
+# Source: WHATWG URL, for the code points that are escaped in each part, and those that no host has.
+_IN_PATH = re.compile(r"""[^\x21$%&'()*+,\-./0-9:;=@A-Z\[\\\]_a-z~]""")  # Chromium escapes |, too
+_IN_QUERY = re.compile(r"""[\x00-\x20"#<>'\x7f-\U0010ffff]""")
+_IN_USERINFO = re.compile(r"[^!$%&'()*+,\-.0-9A-Z_a-z~:]")
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_NO_HOST = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f*]|^$")  # and no wildcard
 
 
 def scheme_of(url: str) -> str:
@@ -27,32 +35,113 @@ def scheme_of(url: str) -> str:
 
 
 def http_url(url: str) -> str:
-    """The http(s) URL to request: ASCII, escaped, without fragment. Raises ImageError("bad_url")."""
+    """The http(s) URL to request: what can be sent stays byte for byte, the rest is escaped; no fragment.
+
+    Raises ImageError("bad_url"). Source: WHATWG URL, as browsers do.
+    """
     cleaned = _trim(url)
     if len(cleaned) > _MAX_LENGTH:
         raise ImageError("bad_url", f"{len(cleaned)} characters long")
     scheme, _, rest = cleaned.partition("#")[0].partition(":")
     rest, question, query = rest.partition("?")
-    whole = f"{scheme.lower()}://" + rest.replace("\\", "/").lstrip("/") + question + query
+    authority, _, path = rest.replace("\\", "/").lstrip("/").partition("/")
+    userinfo, at, host_and_port = authority.rpartition("@")
     try:
-        if urllib.parse.urlsplit(whole).port == 0:  # one out of range raises
-            raise ValueError("port 0")
-        prepared = requests.Request("GET", _STRAY_PERCENT.sub("%25", whole)).prepare().url or ""
-        if not host_of(prepared) or _NO_HOST.search(host_of(prepared)):
-            raise ValueError(f"{host_of(prepared)!r} is no host")
-    except (requests.RequestException, ValueError) as error:  # UnicodeError is a ValueError
+        host = _host_and_port(host_and_port, _PORTS[scheme.lower()])
+    except ValueError as error:  # UnicodeError, which idna raises, is one
         raise ImageError("bad_url", str(error)) from None
-    return prepared
+    path = _escaped(_IN_PATH, _without_dots("/" + path))
+    return (
+        f"{scheme.lower()}://{_escaped(_IN_USERINFO, userinfo)}{at}{host}{path}{question}{_escaped(_IN_QUERY, query)}"
+    )
+
+
+def resolve(base: str, location: str) -> str:
+    """The URL that a redirect from the http_url `base` leads to, before http_url: `location` may be relative."""
+    location = _trim(location)
+    scheme, _, rest = base.partition("://")
+    if location.lower().startswith(f"{scheme}:") and not re.match(r"[/\\]{2}", location[len(scheme) + 1 :]):
+        location = location[len(scheme) + 1 :]  # the same scheme, and relative
+    if _ANY_SCHEME.match(location):
+        return location
+    authority, _, path = rest.partition("/")
+    path = path.partition("?")[0]
+    if location[:1] in ("/", "\\"):
+        return f"{scheme}:{location}" if location[1:2] in ("/", "\\") else f"{scheme}://{authority}{location}"
+    if location[:1] in ("#", ""):
+        return base
+    if location[0] == "?":
+        return f"{scheme}://{authority}/{path}{location}"
+    return f"{scheme}://{authority}/{path[: path.rfind('/') + 1]}{location}"
+
+
+def _host_and_port(text: str, default: int) -> str:
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,9}))?", text)
+    if not match:
+        raise ValueError(f"{text[:200]!r} is no host")
+    port = int(match[2] or default)
+    if not 0 < port < 65_536:
+        raise ValueError(f"port {port}")
+    return _ascii_host(match[1]) + (f":{port}" if port != default else "")
+
+
+def _ascii_host(host: str) -> str:
+    """A name in ASCII, or an address in its usual spelling. Raises ValueError.
+
+    Source: WHATWG URL. UTS 46 without transitional rules allows emoji, as browsers do; IDNA 2008 does not.
+    """
+    if host.startswith("["):
+        return f"[{ipaddress.IPv6Address(host[1:-1].replace('%', '/'))}]"  # no zone
+    host = urllib.parse.unquote(host)
+    host = host.lower() if host.isascii() else idna.uts46_remap(host, std3_rules=False, transitional=False)
+    if not all(idna.valid_contextj(host, at) for at, letter in enumerate(host) if letter in "\u200c\u200d"):
+        raise ValueError(f"{host[:200]!a} joins letters that cannot be joined")
+    labels = [label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in host.split(".")]
+    host = ".".join(labels)
+    if labels[-1] == "":
+        labels.pop()
+    if _NO_HOST.search(host) or not all(0 < len(label) < 64 for label in labels) or len(host) > 254:
+        raise ValueError(f"{host[:200]!r} is no host")
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+        try:
+            return socket.inet_ntoa(socket.inet_aton(".".join(labels)))  # also 127.1, 0x7f000001, ...
+        except OSError:
+            raise ValueError(f"{host!r} is no address") from None
+    return host
+
+
+def _without_dots(path: str) -> str:
+    """The path after its . and .. segments, which may be escaped, have been followed. Other segments stay, also empty
+    ones: an object store's key may begin with a slash."""
+    if "/." not in path and "/%2e" not in path.lower():
+        return path
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for number, segment in enumerate(segments):
+        dots = segment.lower().replace("%2e", ".")
+        if dots == "..":
+            del kept[-1:]
+        if dots not in (".", ".."):
+            kept.append(segment)
+        elif number == len(segments) - 1:
+            kept.append("")
+    return "/" + "/".join(kept)
+
+
+def _escaped(pattern: re.Pattern[str], text: str) -> str:
+    def escape(match: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace"))
+
+    return pattern.sub(escape, text)
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL names this machine or a private network: file://, a plain path, localhost, a loopback or private
-    address. Asks no name server. Addresses that are always refused (link-local ...) are not local."""
+    """Whether a URL names this machine or a private network: file://, what looks like a path, localhost, a loopback or
+    private address. Asks no name server. Addresses that are always refused (link-local ...) are not local."""
     if (named := _NAMED_HOST.match(url)) and named[1].lower() not in ("localhost", "localdomain"):
         return False  # nearly every URL of a list; a hundred times faster
-    scheme = scheme_of(url)
-    if scheme not in ("http", "https"):
-        return scheme == "file" or (scheme == "" and bool(url.strip()) and not url.startswith("//"))
+    if scheme_of(url) not in ("http", "https"):
+        return names_path(url)
     try:
         return literal_scope(host_of(http_url(url))) == "private"
     except ImageError:
@@ -70,6 +159,11 @@ def queue_host(url: str) -> str:
         return host_of(url)
     except ValueError:
         return ""
+
+
+def names_path(url: str) -> bool:
+    """Whether it is a file: URL, or looks like a path: absolute, ./ or ../, a drive letter."""
+    return scheme_of(url) == "file" or bool(scheme_of(url) == "" and _PATH_LIKE.match(url))
 
 
 def local_path(url: str) -> Path:
