@@ -235,4 +235,4 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, at_once=True)

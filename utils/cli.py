@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import inspect
 import io
 import json
 import math
+import os
 import signal
 import sys
 import tokenize
@@ -76,8 +78,11 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
     return result
 
 
-def run(main: Callable[[], int]) -> None:
-    """Run a script's main and exit with its code; UserError, Ctrl-C and SIGTERM become one line on stderr."""
+def run(main: Callable[[], int], at_once: bool = False) -> None:
+    """Run a script's main and exit with its code; UserError, Ctrl-C and SIGTERM become one line on stderr.
+
+    `at_once`: run exit handlers, but do not take the interpreter apart, which needs over a second once torch is loaded.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -94,6 +99,11 @@ def run(main: Callable[[], int]) -> None:
         code = _print_end("terminated", TERMINATED)
     except KeyboardInterrupt:
         code = _print_end("interrupted", INTERRUPTED)
+    if at_once:
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):  # nobody reads on
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
