@@ -472,5 +472,8 @@ def test_metadata_is_reached_by_keyboard(page):
     assert SCRIPT_TAG in page.run("document.getElementById('about').textContent")
     assert "item-1." in pressed("ArrowRight")
     assert SCRIPT_TAG in pressed("ArrowLeft")
+    page.run("addEventListener('click', event => { event.preventDefault(); window.opened = event.target.href; })")
+    pressed("Enter")
+    assert page.run("window.opened") == "https://example.org/0"
     assert pressed("Escape") == ""
     assert page.run("document.querySelectorAll('#group0 [tabindex=\"0\"]').length") == 1
