@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = measure(data, reviews)
     if args.compare_collection:
         other = read_data(records, reviews, args, args.compare_collection)
-        figures["comparison"] = compare(data, other, args.collection_name, args.compare_collection)
+        figures["comparison"] = compare(data, other, (args.collection_name, args.compare_collection))
     write_report(data, figures, Path(args.ann_report_dir_path), args)
     print_summary(Path(args.ann_report_dir_path), figures)
     return 0
@@ -129,9 +129,11 @@ def print_summary(folder: Path, figures: Figures) -> None:
             f"groups left out of average precision, keep rate and precision, as they do not show the nearest: {listed}"
         )
     if "comparison" in figures:
-        print(
-            "compared groups that show images of both collections: {pooled} of {groups}".format(**figures["comparison"])
-        )
+        found = figures["comparison"]
+        left_out = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["left_out"].items())
+        print(f"compared groups: {found['groups']}, {found['pooled']} with images of both; left out: {left_out}")
+        if found["is_trained_on"]:
+            print(f"{found['collection']} was trained on all compared groups: no evidence about others")
     if figures["agreement"]["directories"]:
         n, kappa = figures["agreement"]["directories"], figures["agreement"]["kappa"]
         share = figures["agreement"]["equal"]["value"]

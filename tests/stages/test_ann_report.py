@@ -208,14 +208,16 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     def compared(events):
         write_history(events)
         report("--compare-collection", "other")
-        assert "compared groups that show images of both collections: " in capsys.readouterr().out
+        assert "with images of both; left out:" in capsys.readouterr().out
         text = " ".join((REPORT / "report.html").read_text().split())
         return text, figures()["comparison"]
 
     mains = ids[::SIZE]
     text, found = compared([shown("r", mains[0], pick="informative"), shown("r", mains[1], pool=["images", "third"])])
     assert (found["groups"], found["pooled"]) == (N_GROUPS - 1, 0)
-    assert "The pool was not shared" in text and "Left out: 1 groups with images picked to be" in text
+    assert (
+        "The pool was not shared" in text and "Groups left out: 1 with images picked to be informative, 0 that" in text
+    )
     text, found = compared([shown("r", mains[1], pool=["images", "other"])])
     assert (found["groups"], found["pooled"]) == (N_GROUPS, 1)
     assert f"1 of {N_GROUPS} compared groups show images of both collections" in text

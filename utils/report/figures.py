@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,28 +102,39 @@ def judged_ap(group: Judged) -> float:
     return statistics.average_precision(group.kept)
 
 
-def compare(data: ReportData, rival: ReportData, name: str, rival_name: str) -> Figures:
-    """Judge both models on the same items of the same groups: those in both collections, without informative picks."""
-    pairs, n_informative, n_pooled = [], 0, 0
-    for group, other, origin in zip(data.judged, rival.judged, data.origins):
+def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str] = ()) -> Figures:
+    """Judge both models on the same items of the same groups: those in both collections, without informative picks.
+
+    names: of the two collections. trained_on: main images of the groups that the rival learned from; these are left
+    out, too, unless there are no others.
+    """
+    unseen: list[tuple[Judged, Judged]] = []
+    seen: list[tuple[Judged, Judged]] = []
+    n_informative = 0
+    for group, other in zip(data.judged, rival.judged):
         both = set(group.items) & set(other.items)
         group, other = only(group, both), only(other, both)
-        if statistics.is_two_sided(group) and picked(origin.shown) == INFORMATIVE:
-            n_informative += 1
-        elif statistics.is_two_sided(group):
-            pairs.append((group, other))
-            n_pooled += {name, rival_name} <= pool_of(origin.shown)
+        if statistics.is_two_sided(group):
+            if picked(data.origins[group.number].shown) == INFORMATIVE:
+                n_informative += 1
+            else:
+                (seen if group.main in trained_on else unseen).append((group, other))
+    pairs = unseen or seen
     if not pairs:
         raise UserError(
-            f"no group of nearest images has a kept and a deleted one in collection {rival_name}; compare a collection "
+            f"no group of nearest images has a kept and a deleted one in collection {names[1]}; compare a collection "
             "with the same ids"
         )
-    facts = {"groups": len(pairs), "informative_left_out": n_informative, "pooled": n_pooled}
-    figures = {
+    return {
+        "collection": names[1],
+        "model": rival.model,
+        "groups": len(pairs),
+        "pooled": sum(set(names) <= pool_of(data.origins[group.number].shown) for group, _ in pairs),
+        "left_out": {"informative": n_informative, "trained_on": len(seen) if unseen else 0},
+        "is_trained_on": not unseen,
         "average_precision": paired(judged_ap, pairs),
         "ordered_pairs": paired(statistics.ordered_share, pairs),
     }
-    return {"collection": rival_name, "model": rival.model, **facts, **figures}
 
 
 def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Judged]]) -> Figures:
