@@ -20,7 +20,7 @@ from utils import cli
 from utils.annotation import history, neighbors
 from utils.annotation.judgments import rank
 from utils.annotation.records import Record, read_records
-from utils.errors import UserError
+from utils.errors import ImageError, UserError
 from utils.files import replacing, write_json
 from utils.images.cache import ImageCache
 from utils.images.copies import make_thumbnails, remove_other_thumbnails
@@ -100,47 +100,45 @@ def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCac
     is_near = cache.directory is not None and cache.directory.resolve().is_relative_to(folder)
     found = {}
     for id_ in ids:
-        url = items.get(id_, {}).get("url")
-        scheme = scheme_of(url) if isinstance(url, str) else "none"
-        if scheme in ("http", "https"):
+        url = str(items.get(id_, {}).get("url", ""))
+        if scheme_of(url) in ("http", "https"):
             found[id_] = url
-        elif path := (is_near and cache.find(id_)) or (scheme in ("", "file") and local_path(url)):
-            with contextlib.suppress(OSError, ValueError):  # no path of this machine
-                if path.resolve().is_relative_to(folder) and path.is_file():
-                    found[id_] = f"./{quote(path.resolve().relative_to(folder).as_posix())}"
+            continue
+        with contextlib.suppress(ImageError, OSError, ValueError):  # no path of this machine
+            path = ((is_near and cache.find(id_)) or local_path(url)).resolve()
+            if path.is_relative_to(folder) and path.is_file():
+                found[id_] = f"./{quote(path.relative_to(folder).as_posix())}"
     return found
 
 
 def print_summary(folder: Path, figures: Figures) -> None:
-    print(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in figures["progress"].items()))
-    conflicts = figures["conflicts"]
-    print(f"contradictions: {len(conflicts['pairs'])} pairs, {len(conflicts['chains'])} chains")
+    comparison, agreement = figures.get("comparison"), figures["agreement"]
+    print(format_counts(figures["progress"]))
+    print(f"contradictions: {len(figures['conflicts']['pairs'])} pairs, {len(figures['conflicts']['chains'])} chains")
     for key, words in MEASURES.items():
         print(f"{words}: {format_estimate(figures[key])}")
-        if "comparison" in figures:
-            found = figures["comparison"][key]
-            difference = format_estimate(found["other_minus_this"])
-            print(
-                f"  {figures['comparison']['collection']}: {format_estimate(found['other'])}, difference {difference}"
-            )
+        if comparison:
+            other, difference = (format_estimate(comparison[key][which]) for which in ("other", "other_minus_this"))
+            print(f"  {comparison['collection']}: {other}, difference {difference}")
     if any(figures["not_nearest"].values()):
-        listed = ", ".join(f"{n} {kind}" for kind, n in figures["not_nearest"].items())
         print(
-            f"groups left out of average precision, keep rate and precision, as they do not show the nearest: {listed}"
+            f"not nearest, left out of average precision and figures by rank: {format_counts(figures['not_nearest'])}"
         )
-    if "comparison" in figures:
-        found = figures["comparison"]
-        left_out = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["left_out"].items())
-        print(f"compared groups: {found['groups']}, {found['pooled']} with images of both; left out: {left_out}")
-        if found["is_trained_on"]:
-            print(f"{found['collection']} was trained on all compared groups: no evidence about others")
-    if figures["agreement"]["directories"]:
-        n, kappa = figures["agreement"]["directories"], figures["agreement"]["kappa"]
-        share = figures["agreement"]["equal"]["value"]
+    if comparison:
+        left_out = format_counts(comparison["left_out"])
         print(
-            f"second looks: {n} directories, {share:.3f} of the images judged alike, Cohen's kappa {page.cell(kappa)}"
+            f"compared groups {comparison['groups']}, with images of both {comparison['pooled']}; left out: {left_out}"
         )
+        if comparison["is_trained_on"]:
+            print(f"{comparison['collection']} was trained on all compared groups: no evidence about others")
+    if agreement["directories"]:
+        share, kappa = page.cell(agreement["equal"]["value"]), page.cell(agreement["kappa"])
+        print(f"second looks {agreement['directories']}, share of images judged alike {share}, Cohen's kappa {kappa}")
     print(f"report: {folder / 'report.html'}; figures: {folder / 'report.json'}")
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items())
 
 
 def format_estimate(estimate: Figures) -> str:

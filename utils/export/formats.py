@@ -15,12 +15,12 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
-from urllib.parse import urlsplit
 
 from utils.files import read_json, write_json
 
@@ -124,25 +124,13 @@ NAMES = (PAIRS, *FORMATS)
 
 def count_texts(groups: Iterable[ExportGroup]) -> Counter[str]:
     """Extension -> number of paths or URLs that sentence-transformers would embed as text."""
-    values = {value for group in groups for value in (group.query, *group.positives, *group.negatives)}
-    return Counter(_extension(value) for value in values if not _is_opened(value))
-
-
-def _is_opened(value: str) -> bool:
-    if value.startswith(("http://", "https://")):
-        return " " not in value and _path(value).lower().endswith(IMAGE_ENDS)
-    return value.startswith("data:image/") or value.lower().endswith(IMAGE_ENDS)
-
-
-def _extension(value: str) -> str:
-    return PurePosixPath(_path(value)).suffix.lower() or "no extension"
-
-
-def _path(url: str) -> str:
-    try:
-        return urlsplit(url).path
-    except ValueError:
-        return ""
+    counts: Counter[str] = Counter()
+    for value in {value for group in groups for value in (group.query, *group.positives, *group.negatives)}:
+        is_url = value.startswith(("http://", "https://"))
+        path = re.split("[?#]", value)[0].lower() if is_url else value.lower()
+        if not (path.startswith("data:image/") or path.endswith(IMAGE_ENDS)) or (is_url and " " in value):
+            counts[PurePosixPath(path).suffix or "no extension"] += 1
+    return counts
 
 
 @contextlib.contextmanager

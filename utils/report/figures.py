@@ -50,7 +50,7 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
         "not_nearest": {INFORMATIVE: kinds[INFORMATIVE], POOLED: kinds[POOLED]},
         "keep_rate_by_rank": [estimate._asdict() for estimate in keep_rate],
         "precision_at": [estimate._asdict() for estimate in precision],
-        "average_precision": mean_of(judged_ap, nearest)._asdict(),
+        "average_precision": mean_of(statistics.average_precision, nearest)._asdict(),
         "ordered_pairs": mean_of(statistics.ordered_share, groups)._asdict(),
         "threshold": threshold and threshold._asdict(),
         "similarity_histogram": {
@@ -98,10 +98,6 @@ def similarities(groups: Sequence[Judged], is_kept: bool) -> np.ndarray:
     return np.array([s for group in groups for s, kept in zip(group.similarities, group.kept) if kept == is_kept])
 
 
-def judged_ap(group: Judged) -> float:
-    return statistics.average_precision(group.kept)
-
-
 def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str] = ()) -> Figures:
     """Judge both models on the same items of the same groups: those in both collections, without informative picks.
 
@@ -132,7 +128,7 @@ def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained
         "pooled": sum(set(names) <= pool_of(data.origins[group.number].shown) for group, _ in pairs),
         "left_out": {"informative": n_informative, "trained_on": len(seen) if unseen else 0},
         "is_trained_on": not unseen,
-        "average_precision": paired(judged_ap, pairs),
+        "average_precision": paired(statistics.average_precision, pairs),
         "ordered_pairs": paired(statistics.ordered_share, pairs),
     }
 

@@ -76,9 +76,9 @@ def by_rank(groups: Sequence[Judged]) -> tuple[list[Estimate], list[Estimate]]:
     return ratios(kept, there), ratios(np.cumsum(kept, 1) / np.arange(1, width + 1) * there, there)
 
 
-def average_precision(kept: Sequence[bool]) -> float:
-    """Average precision of one ranking, most similar first, with at least one kept item."""
-    hits = np.flatnonzero(kept)
+def average_precision(group: Judged) -> float:
+    """Of the ranking by similarity, with at least one kept item."""
+    hits = np.flatnonzero(group.kept)
     return float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
 
 
