@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import queue
+import signal
 import threading
 import time
 from pathlib import Path
@@ -34,6 +36,18 @@ def jobs_of(urls: list[str]) -> list[Job]:
     return [Job(index, ID.format(index), url) for index, url in enumerate(urls)]
 
 
+if "MAX_THREADS" in os.environ:  # of a worker process, which imports this module for play
+    _started = itertools.count()
+    _start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if next(_started) >= int(os.environ["MAX_THREADS"]):
+            raise RuntimeError("can't start new thread")
+        _start(thread)
+
+    threading.Thread.start = start  # type: ignore
+
+
 def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.ndarray:
     """A loader whose jobs say by their url what happens to them."""
     what = job.url.rpartition("/")[2]
@@ -42,6 +56,11 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
     with decoding():
         if what == "dies decoding":
             os._exit(3)
+        if what.startswith("killed"):
+            marker = Path(what.partition(" ")[2].replace(":", "/"))
+            if not marker.exists() or what.startswith("killed always"):
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         if what == "hangs":
             threading.Event().wait()
         if what == "fails":
@@ -102,6 +121,27 @@ def test_a_job_that_kills_its_process_elsewhere_is_given_up_in_the_end():
 def test_processes_that_cannot_work_at_all_are_an_error_and_not_the_images_fault():
     with pytest.raises(UserError, match="end as soon as they start"):
         fetch_all(["http://h/dies downloading"] * 60, n_threads=1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_an_image_is_tried_again_if_its_process_was_killed_once(tmp_path: Path):
+    path = str(tmp_path / "marker").replace("/", ":")
+    failures = fetch_all([*["http://h/ok"] * 9, f"http://g/killed {path}", *["http://h/ok"] * 9])
+    assert not any(failures.values())
+    failures = fetch_all([*["http://h/ok"] * 9, f"http://g/killed always {path}", *["http://h/ok"] * 9])
+    assert {key: text for key, text in failures.items() if text} == {9: "bad_image: its decoder's process died (-9)"}
+
+
+def test_a_process_that_starts_few_threads_works_with_these(monkeypatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setenv("MAX_THREADS", "2")
+    assert not any(fetch_all(["http://h/ok"] * 40, n_threads=8).values())
+    assert sum("download threads of a process could start" in record.message for record in caplog.records) == 1
+
+
+def test_processes_that_start_no_thread_fail_no_image(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MAX_THREADS", "0")
+    with pytest.raises(UserError, match="end as soon as they start"):
+        fetch_all(["http://h/ok"] * 40, n_threads=8)
 
 
 def test_a_fault_of_the_machine_ends_the_run():

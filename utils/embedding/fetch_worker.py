@@ -107,8 +107,7 @@ def work(
             with sending, contextlib.suppress(OSError):  # the parent has ended, and this process ends in a moment
                 pipe.send((job.key, pixels, failure, cache.full))
 
-    for _ in range(n_threads):
-        threading.Thread(target=serve, daemon=True).start()
+    pipe.send(_start_threads(serve, n_threads))
     message: Any = settings.preprocess
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
@@ -119,3 +118,15 @@ def work(
                 jobs.put(message)
             message = pipe.recv()
     os._exit(0)  # the parent has ended: do not wait for downloads
+
+
+def _start_threads(target: Callable[[], None], n_threads: int) -> int:
+    """Start them, or as many as memory and the system allow; returns how many. Raises RuntimeError if none."""
+    for number in range(n_threads):
+        try:
+            threading.Thread(target=target, daemon=True).start()
+        except RuntimeError:
+            if not number:
+                raise
+            return number
+    return n_threads

@@ -76,6 +76,8 @@ class Fetcher:
         self._deaths: collections.Counter[int] = collections.Counter()
         self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, first seen)
         self._hung: set[int] = set()  # keys of images
+        self._killed: set[int] = set()  # keys of images in the decoder of a worker that was killed from outside
+        self._ready: set[int] = set()  # pids of workers whose threads have started
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         # For the dispatcher. True: there are jobs again; False: stop; a Preprocess: start decoding.
         self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)
@@ -177,10 +179,14 @@ class Fetcher:
 
     def _collect(self, worker: _Worker) -> None:
         try:
-            key, pixels, error, cache_full = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
             self._replace(worker)
             return
+        if isinstance(message, int):
+            self._note_start(worker, message)
+            return
+        key, pixels, error, cache_full = message
         self._n_failed_starts = 0
         if cache_full and not self._cache_full:
             self._cache_full = cache_full
@@ -190,6 +196,16 @@ class Fetcher:
         if isinstance(error, UserError):
             raise error
         self._hand_on(self._suspects.sort(Result(job, pixels, error), error))
+
+    def _note_start(self, worker: _Worker, n_threads: int) -> None:
+        self._ready.add(worker.process.pid)
+        if n_threads < self._n_threads:
+            LOG.warning(
+                "only %d of %d download threads of a process could start: memory or the limit of processes (ulimit -u) "
+                "is short; embedding goes on with fewer downloads at once",
+                *(n_threads, self._n_threads),
+            )
+            self._n_threads = n_threads
 
     def _hand_on(self, results: list[Result]) -> None:
         for result in results:
@@ -208,24 +224,28 @@ class Fetcher:
                 worker.process.kill()
 
     def _replace(self, worker: _Worker) -> None:
-        """Replace a worker that died. The image in its decoder fails; its other jobs are done again."""
+        """Replace a worker that died. The image in its decoder fails, the second time if the worker was killed from
+        outside; other jobs are done again, unless their workers died MAX_DEATHS times."""
         worker.process.join()
-        in_decoder, how = worker.decoding.value, f"died ({worker.process.exitcode})"
+        pid, code, in_decoder = worker.process.pid, worker.process.exitcode, worker.decoding.value
+        how = f"took more than {MAX_DECODE_S} s" if in_decoder in self._hung else f"died ({code})"
         self._n_failed_starts += in_decoder < 0
-        if in_decoder in self._hung:
-            how = f"took more than {MAX_DECODE_S} s"
-        elif worker.process.exitcode == -signal.SIGTERM:  # killed from outside: no image's fault
-            in_decoder = -1
-        self._decoding_since.pop(worker.process.pid, None)
         if self._n_failed_starts > MAX_FAILED_STARTS:
             raise UserError(
-                f"download processes end as soon as they start, the last with exit code {worker.process.exitcode}; "
+                f"download processes end as soon as they start, the last with exit code {code}; "
                 "check free memory and the limits of this machine, then run again"
             )
+        is_start = pid not in self._ready
+        is_kill = code == -9 and in_decoder not in self._hung | self._killed  # likely for want of memory
+        if is_kill:
+            self._killed.add(in_decoder)
+        if is_kill or code == -signal.SIGTERM:
+            in_decoder = -1
+        self._decoding_since.pop(pid, None)
         self._workers[self._workers.index(worker)] = self._start()
         for key, job in worker.jobs.items():
             self._waiting.done(queue_host(job.url))
-            self._deaths[key] += in_decoder < 0
+            self._deaths[key] += in_decoder < 0 and not is_start and not is_kill
             if key == in_decoder or self._deaths[key] > MAX_DEATHS:
                 error = ImageError("bad_image", f"its decoder's process {how}")
                 self._results.put(Result(job, NO_PIXELS, error))

@@ -216,7 +216,7 @@ def _tls_context(bundle: str) -> ssl.SSLContext:
     context = create_urllib3_context()
     try:
         context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
-    except OSError as error:  # ssl.SSLError is one
+    except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
         reason = error.strerror or str(error)
         raise UserError(f"the CA bundle {bundle} cannot be read: {reason}; mend REQUESTS_CA_BUNDLE") from None
     return context
