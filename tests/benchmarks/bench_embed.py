@@ -2,11 +2,14 @@
 
     python tests/benchmarks/bench_embed.py            # five to six minutes on two cores
     python tests/benchmarks/bench_embed.py --quick    # one short round, without the web and memory: about two
+    python tests/benchmarks/bench_embed.py --whole    # only whole runs against other engines, three rounds: twelve
 
 Photos of 640x480 and of 12 megapixels come from a near server (30 ms) and from a web with slow, gone and hanging URLs.
 The contenders take turns; medians over the rounds. `limit` is the bound of this machine: its cores divided by the CPU
 seconds an image of download, decoding and forward pass together; on a GPU, the smallest of the rates alone.
-Rates are marginal: imports and loading the model are left out. Prints a table and, as the last line, all as JSON.
+Rates are marginal: imports and loading the model are left out. `--whole` compares whole runs, from the start of the
+process to its end, at 64 and 1,000 images, with the engines of engines.py that are installed. Prints a table and, as
+the last line, all as JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +36,18 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script
 
 import config
-from tests.benchmarks.embed_runs import Run, embed
+from tests.benchmarks import engines
+from tests.benchmarks.embed_runs import Run, children_cpu_s, embed
 from tests.support import offline_model, photos
 from utils.files import write_json
 from utils.items.formatted import item_id
 
-PARTS, SERVER = (Path(__file__).with_name(name) for name in ("embed_parts.py", "image_server.py"))
+PARTS, SERVER, ENGINES = (
+    Path(__file__).with_name(name) for name in ("embed_parts.py", "image_server.py", "engines.py")
+)
 SIDE, BATCH = 224, 32
 FEW = 2 * BATCH
+WHOLE = (64, 1_000)  # images of whole runs
 SIZES = {"640x480": (640, 480), "12MP": (4000, 3000)}
 N_PHOTOS = {"640x480": 38, "12MP": 10}  # distinct ones, served again and again
 SMALL = (320, 240)  # for the runs that measure memory: what counts there is how many
@@ -62,8 +70,14 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder), 5 if args.quick else args.seconds)
+        if args.whole:
+            with bench.serving():
+                figures = bench.whole(args.rounds or 3)
+            print_whole(figures)
+            print(json.dumps(figures))
+            return 0
         with bench.serving():
-            figures = bench.compare(1 if args.quick else args.rounds)
+            figures = bench.compare(1 if args.quick else args.rounds or 2)
             if not args.quick:
                 bench.add_web(figures)
                 figures["peak_mb"] = bench.peak_mb(1_000, 8_000)
@@ -77,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round, no web, no peak memory")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--whole", action="store_true", help="only whole runs of embed.py and other engines")
+    parser.add_argument("--rounds", type=int, help="default: 2, with --whole 3")
     parser.add_argument("--seconds", type=float, default=9, help="what one measurement should take")
     return parser.parse_args(argv)
 
@@ -143,6 +158,46 @@ class Bench:
         figures["embed"] = {f"near {size}": rate for size, rate in figures["embed"].items()}
         add_limits(figures)
         return figures
+
+    def whole(self, n_rounds: int) -> Figures:
+        """Whole runs in turns: contender -> number of images -> medians of its seconds and CPU seconds; and forward."""
+        names = ["embed.py", *engines.available()]
+        seconds: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in names}
+        cpu_s: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in names}
+        forward = []
+        for number in range(n_rounds):
+            forward.append(part("forward", model=self.vit, precision=self.precision, n_batches=8))
+            for n in WHOLE:
+                for name in names:
+                    found = self.run_whole(name, self.urls("near", "640x480", n))
+                    seconds[name][n].append(found[0])
+                    cpu_s[name][n].append(found[1])
+                    print(f"round {number + 1}: {name}, {n} images: {found[0]:.1f} s", file=sys.stderr, flush=True)
+        few, many = WHOLE
+        figures: Figures = {"machine": machine(), "cores": cores(), "precision": self.precision}
+        figures["forward"] = {key: statistics.median(one[key] for one in forward) for key in ("rate", "cpu_s")}
+        figures["contenders"] = {}
+        for name in names:
+            whole = {n: statistics.median(seconds[name][n]) for n in WHOLE}
+            cpu = {n: statistics.median(cpu_s[name][n]) for n in WHOLE}
+            figures["contenders"][name] = {
+                "marginal": (many - few) / (whole[many] - whole[few]),
+                "cpu_s": (cpu[many] - cpu[few]) / (many - few),
+                **{f"whole {n}": whole[n] for n in WHOLE},
+            }
+        return figures
+
+    def run_whole(self, name: str, urls: list[str]) -> tuple[float, float]:
+        """Seconds and CPU seconds of a whole run; the CPU of processes that outlive it (Ray's) is not counted."""
+        if name == "embed.py":
+            run = self.embed(self.vit, urls)
+            return run.end - run.start, run.cpu_s
+        start, cpu_s = time.perf_counter(), children_cpu_s()
+        arguments = json.dumps({"model": self.vit, "urls": urls, "precision": self.precision})
+        done = subprocess.run([sys.executable, str(ENGINES), name, arguments], capture_output=True, text=True)
+        if done.returncode or json.loads(done.stdout.splitlines()[-1]) != len(urls):
+            raise RuntimeError(f"{name} failed:\n{done.stderr}")
+        return time.perf_counter() - start, children_cpu_s() - cpu_s
 
     def turn(self, size: str, forward: float) -> dict[str, float]:
         """Everything once, for photos of one size."""
@@ -333,6 +388,18 @@ def print_table(figures: Figures) -> None:
         print(f"{name:34} {ratio:6.2f}{told}")
     for name, found in figures["fidelity"].items():
         print(f"{name}: " + ", ".join(f"{key} {value:.5f}" for key, value in found.items()))
+
+
+def print_whole(figures: Figures) -> None:
+    """A Markdown table, as it stands in README.md beside this file."""
+    forward = figures["forward"]
+    print(f"{figures['machine']}, {figures['cores']} cores, {figures['precision']}\n")
+    print("| contender | marginal images/s | " + " | ".join(f"{n} images, s" for n in WHOLE) + " | CPU s an image |")
+    print("|---|---|---|---|---|")
+    print(f"| forward pass alone | {forward['rate']:.1f} | - | - | {forward['cpu_s']:.4f} |")
+    for name, found in figures["contenders"].items():
+        whole = " | ".join(f"{found[f'whole {n}']:.1f}" for n in WHOLE)
+        print(f"| {name} | {found['marginal']:.1f} | {whole} | {found['cpu_s']:.4f} |")
 
 
 def machine() -> str:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,38 @@ MAX_PIXELS = 100_000_000
 
 # --- the parts of the work, each alone --------------------------------------------------------------------------------
 def hardware() -> tuple[str, str]:
-    """The device that embed.py chooses, and the precision that it tries first there."""
+    """The device that embed.py chooses, and the precision that is usually fastest there."""
+    import torch
+
     from utils.embedding import encoder
 
     device = encoder._find_device("auto")
-    return device, encoder.fastest_precision(device)
+    return device, encoder.native_precisions(torch.device(device))[0]
 
 
 def forward(model: tuple[str, str], precision: str, n_batches: int) -> dict[str, float]:
-    """encode_image alone, batches ready in memory: images/s, and CPU seconds an image of all threads together."""
+    """encode_image alone, in as many streams as embed.py has, batches ready in memory: images/s, and CPU seconds an
+    image of all threads together."""
     import torch
 
     from utils.embedding import encoder as encoders
 
-    encoder = encoders.load(*model, precision=precision, checked=precision)
+    known = {"precision": precision, "processor": encoders.processor(torch.device(encoders._find_device("auto")))}
+    encoder = encoders.load(*model, precision=precision, known=known)
     size = BATCH if encoder.device.type == "cpu" else 256
     pixels = np.random.default_rng(0).integers(0, 256, (size, *encoder.preprocess.size, 3), np.uint8)
-    images = encoder._prepare(pixels).to(next(encoder._model.parameters()).dtype)
-    with torch.inference_mode():
-        encoder._model.encode_image(images).cpu()
+    module = encoder._modules[precision]
+    images = encoder._prepare(pixels).to(next(module.visual.parameters()).dtype)
+
+    def encode(_: int) -> None:
+        with torch.inference_mode():
+            module.encode_image(images).cpu()
+
+    with ThreadPoolExecutor(encoder.streams, initializer=encoder.take_share) as streams:
+        list(streams.map(encode, range(encoder.streams)))
+        n_batches = -(-n_batches // encoder.streams) * encoder.streams
         start, cpu = time.perf_counter(), time.process_time()
-        for _ in range(n_batches):
-            encoder._model.encode_image(images).cpu()
+        list(streams.map(encode, range(n_batches)))
     n = n_batches * size
     return {"rate": n / (time.perf_counter() - start), "cpu_s": (time.process_time() - cpu) / n}
 

@@ -19,13 +19,14 @@ POLL_S, MEMORY_EVERY_S = 0.01, 0.5
 
 
 class Run(NamedTuple):
-    """`stored`: (s, records stored by then) for each batch, `end`: when the process had ended, s.
+    """`stored`: (s, records stored by then) for each batch, `start` and `end` of the process, s.
 
     `cpu_s` of all its processes together (0 on Windows).
     `peak_bytes` of memory of its processes together, but for those that have Chroma in them; None where not Linux.
     """
 
     stored: list[tuple[float, int]]
+    start: float
     end: float
     cpu_s: float
     peak_bytes: int | None
@@ -48,7 +49,7 @@ def embed(folder: Path, model: tuple[str, str], urls: list[str], *flags: str, li
     (folder / "data/formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
     command = [sys.executable, str(ROOT / "embed.py"), "--clip-model-name", model[0], "--clip-pretrained", model[1]]
     journal, sizes, peaks = folder / "data/chroma/journal/images/vectors.bin", [(0.0, 0)], {}
-    cpu_before = children_cpu_s()
+    cpu_before, start = children_cpu_s(), time.perf_counter()
     with (folder / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(
             [*command, "--download-allow-local", *flags], cwd=folder, stdout=subprocess.PIPE, stderr=errors
@@ -74,7 +75,7 @@ def embed(folder: Path, model: tuple[str, str], urls: list[str], *flags: str, li
             stored.append((next(at for at, size in sizes if size >= frame.end), n))
     if not n or open_collection(folder / "data/chroma", "images").count() != n:
         raise RuntimeError(f"embed.py stored {n} of {len(urls)}:\n{(folder / 'stderr.txt').read_text()}")
-    return Run(stored, end, cpu_s, sum(peaks.values()) or None)
+    return Run(stored, start, end, cpu_s, sum(peaks.values()) or None)
 
 
 def children_cpu_s() -> float:
