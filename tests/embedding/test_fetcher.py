@@ -57,7 +57,7 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
         if what == "dies decoding":
             os._exit(3)
         if what.startswith("killed"):
-            marker = Path(what.partition(" ")[2].replace(":", "/"))
+            marker = Path(what.rpartition(" ")[2].replace(":", "/"))
             if not marker.exists() or what.startswith("killed always"):
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
