@@ -31,7 +31,7 @@ ROOMS = {
     "items": set(),
     "web": set(),
     "images": set(),
-    "store": set(),
+    "store": {"items"},
     "embedding": {"items", "web", "images", "store"},
     "annotation": {"items", "web", "images", "store"},
     "export": {"annotation", "images", "store"},

@@ -14,8 +14,9 @@ from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows, which sends children no SIGTERM either
-CONTEXT: Any = multiprocessing.get_context("spawn")  # a Chroma client hangs in a forked child
-_LAST_S = 10  # for a child to end after its parent was interrupted
+CONTEXT: Any = multiprocessing.get_context("spawn")  # a client of Chroma's does not survive a fork
+_LAST_S = 10  # for a child to end when its parent has been interrupted
+_WATCH_S = 1
 
 Progress = Callable[[int], Any]
 
@@ -46,8 +47,13 @@ def ignore(*numbers: signal.Signals) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def call(task: Callable[..., Any], *args: Any, progress: Progress = lambda n: None) -> Any:
-    """The result of `task(*args, progress)` in a new process. Raises what the task raises, and DiedError."""
+def call(
+    task: Callable[..., Any], *args: Any, progress: Progress = lambda n: None, watch: Callable[[], Any] = lambda: None
+) -> Any:
+    """The result of `task(*args, progress)` in a new process. Raises what the task raises, and DiedError.
+
+    `watch` is called every second; if it raises, the process is killed.
+    """
     receiver, sender = CONTEXT.Pipe(duplex=False)
     child = CONTEXT.Process(target=_run, args=(sender, task, args), daemon=True)
     with shielded():
@@ -55,6 +61,8 @@ def call(task: Callable[..., Any], *args: Any, progress: Progress = lambda n: No
     sender.close()
     try:
         while True:
+            while not receiver.poll(_WATCH_S):
+                _watch(child, watch)
             kind, value = receiver.recv()
             if kind == "result":
                 return value
@@ -67,6 +75,14 @@ def call(task: Callable[..., Any], *args: Any, progress: Progress = lambda n: No
     finally:
         child.join(timeout=None if child.exitcode is not None else _LAST_S)
         child.kill()
+
+
+def _watch(child: Any, watch: Callable[[], Any]) -> None:
+    try:
+        watch()
+    except Exception:
+        child.kill()
+        raise
 
 
 def _run(sender: Connection, task: Callable[..., Any], args: tuple[Any, ...]) -> None:

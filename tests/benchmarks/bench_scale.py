@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script, it lacks the repository
 
+from tests.benchmarks.embed_runs import count_stored
 from tests.support import offline_model
 from tests.support.chroma_server import ChromaServer
 from tests.support.photos import PHOTOS, variations
@@ -106,18 +107,17 @@ def rate(web: SlowServer, folder: Path, model: str, n: int, *flags: str) -> floa
     (folder / "data" / "formatted.json").write_text(json.dumps(items))
     flags = ("--clip-model-name", model, "--download-allow-local", "--precision", "fp32", *flags)
     command = [sys.executable, str(ROOT / "embed.py"), *flags, "--image-cache-dir-path", ""]
-    journal = folder / "data" / "chroma" / "journal" / "images" / "vectors.bin"
-    steps = [(0.0, 0)]  # (when, how long the journal was)
+    journal = folder / "data" / "chroma" / "journal" / "images.sqlite3"
+    steps = [(0.0, 0)]  # (when, records in the journal)
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         while run.poll() is None:
-            if journal.exists() and journal.stat().st_size > steps[-1][1]:
-                steps.append((time.perf_counter(), journal.stat().st_size))
+            if (stored := count_stored(journal)) > steps[-1][1]:
+                steps.append((time.perf_counter(), stored))
             time.sleep(0.02)
     assert run.returncode == 0
-    length = steps[-1][1]
-    steady = [step for step in steps if step[1] >= length / 4]
-    (began, before), (ended, _) = steady[0], steady[-1]
-    return n * (length - before) / length / (ended - began)
+    steady = [step for step in steps if step[1] >= steps[-1][1] / 4]
+    (began, before), (ended, after) = steady[0], steady[-1]
+    return (after - before) / (ended - began)
 
 
 def measure_writer(folder: Path) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.store.collection import open_collection
-from utils.store.vectors import STORE, read_frames
+from utils.store.vectors import ROW, connect
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S, MEMORY_EVERY_S = 0.01, 0.5
@@ -48,7 +49,7 @@ def embed(folder: Path, model: tuple[str, str], urls: list[str], *flags: str, li
     (folder / "data").mkdir(parents=True)
     (folder / "data/formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
     command = [sys.executable, str(ROOT / "embed.py"), "--clip-model-name", model[0], "--clip-pretrained", model[1]]
-    journal, sizes, peaks = folder / "data/chroma/journal/images/vectors.bin", [(0.0, 0)], {}
+    journal, stored, peaks = folder / "data/chroma/journal/images.sqlite3", [(0.0, 0)], {}
     cpu_before, start = children_cpu_s(), time.perf_counter()
     with (folder / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(
@@ -57,25 +58,30 @@ def embed(folder: Path, model: tuple[str, str], urls: list[str], *flags: str, li
         looked = 0.0
         while process.poll() is None:
             now = time.perf_counter()
-            size = journal.stat().st_size if journal.exists() else 0
-            if size != sizes[-1][1]:
-                sizes.append((now, size))
+            n = count_stored(journal)
+            if n > stored[-1][1]:
+                stored.append((now, n))
             if now - looked > MEMORY_EVERY_S:
                 looked = now
                 peaks |= peak_bytes(process.pid)
-            if limit_s and len(sizes) > 2 and now - sizes[2][0] > limit_s:
+            if limit_s and len(stored) > 1 and now - stored[1][0] > limit_s:
                 process.terminate()
                 limit_s = None
             time.sleep(POLL_S)
     end, cpu_s = time.perf_counter(), children_cpu_s() - cpu_before
-    stored, n = [], 0
-    for frame in read_frames(journal):
-        if frame.kind == STORE:
-            n += len(frame.ids)
-            stored.append((next(at for at, size in sizes if size >= frame.end), n))
+    n = stored[-1][1]
     if not n or open_collection(folder / "data/chroma", "images").count() != n:
         raise RuntimeError(f"embed.py stored {n} of {len(urls)}:\n{(folder / 'stderr.txt').read_text()}")
-    return Run(stored, start, end, cpu_s, sum(peaks.values()) or None)
+    return Run(stored[1:], start, end, cpu_s, sum(peaks.values()) or None)
+
+
+def count_stored(journal: Path) -> int:
+    """Records in a journal, which another process may be writing."""
+    if not journal.with_name(f"{journal.name}-wal").exists():
+        return 0
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(journal)) as database:
+        return (database.execute("SELECT SUM(length(pairs)) FROM batches").fetchone()[0] or 0) // ROW.itemsize
+    return 0
 
 
 def children_cpu_s() -> float:

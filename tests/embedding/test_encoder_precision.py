@@ -280,7 +280,7 @@ def test_bf16_asked_for_in_vain_is_one_line_and_stores_nothing(
     assert done.returncode == 2
     assert "0.999 is required); use --precision fp32 or auto" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(Journal(tmp_path / "data/chroma/journal/images").ids) == 0
+    assert len(Journal(tmp_path / "data/chroma/journal/images.sqlite3").ids) == 0
 
 
 def test_the_choice_is_stored_and_holds_for_the_next_run(
@@ -288,14 +288,14 @@ def test_the_choice_is_stored_and_holds_for_the_next_run(
 ):
     urls = [f"{photo_server.url}/{photo.name}" for photo in photos[::16]]
     assert embed(run_here, tmp_path, urls[:2], offline_model_name).returncode == 0
-    remembered = Journal(tmp_path / "data/chroma/journal/images").model
+    remembered = Journal(tmp_path / "data/chroma/journal/images.sqlite3").model
     assert remembered["dimension"] == 1280 and len(remembered["weights_sha256"]) == 64
     assert remembered["precision"] == "fp32"
     asked = embed(run_here, tmp_path, urls[:3], offline_model_name, "--precision", "bf16")
     assert asked.returncode == 2 and "0.999 is required); use --precision fp32 or auto" in asked.stderr
-    assert len(Journal(tmp_path / "data/chroma/journal/images").ids) == 2
+    assert len(Journal(tmp_path / "data/chroma/journal/images.sqlite3").ids) == 2
     assert embed(run_here, tmp_path, urls, offline_model_name).returncode == 0
-    assert Journal(tmp_path / "data/chroma/journal/images").model == remembered
+    assert Journal(tmp_path / "data/chroma/journal/images.sqlite3").model == remembered
 
 
 def test_a_device_lost_on_the_way_ends_the_run_and_keeps_what_is_stored(
@@ -318,7 +318,7 @@ def test_a_device_lost_on_the_way_ends_the_run_and_keeps_what_is_stored(
         patch.setattr(encoder, "Encoder", Lost)
         lost = embed(run_here, tmp_path, urls, offline_model_name, *flags)
     assert lost.returncode == 2 and "no longer works on cpu" in lost.stderr and "Traceback" not in lost.stderr
-    n_stored = len(Journal(tmp_path / "data/chroma/journal/images").ids)
+    n_stored = len(Journal(tmp_path / "data/chroma/journal/images.sqlite3").ids)
     assert n_stored >= 4
     assert json.loads((tmp_path / "data/failed.json").read_text()) == []
     again = embed(run_here, tmp_path, urls, offline_model_name, *flags)

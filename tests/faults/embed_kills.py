@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.support import offline_model
 from tests.support.photos import PHOTOS, variations
 from tests.support.servers import PhotoServer
 from utils.store import collection as collections
-from utils.store.vectors import STORE, read_frames
+from utils.store.vectors import Journal, read_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = "import utils.store.store, embed; utils.store.store.INDEX_EVERY = 8; embed.cli.run(embed.main)"
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = offline_model.build(Path(folder, "model"))
         flags = ["--clip-model-name", f"local-dir:{model}"]
-        print(kill_embed(Path(folder), LIGHT * args.light + MAIN, flags, args.kills, args.seed))
+        kill_embed(Path(folder), LIGHT * args.light + MAIN, flags, args.kills, args.seed)
 
 
 def kill_embed(
@@ -71,6 +72,7 @@ def kill_embed(
             check_collection(folder / store, whole)
             check_journal(folder / store, acknowledged)
             count["lists finished"] += 1
+            print(count, flush=True)
             number += 1
     return count
 
@@ -105,11 +107,24 @@ def kill_after(process: subprocess.Popen[bytes], seconds: float, is_group: bool)
 
 def check_journal(store: Path, before: Stored) -> Stored:
     """All of what is acknowledged now; what was before is among it, bit for bit, and nothing twice."""
-    frames = [frame for frame in read_frames(store / "journal/images/vectors.bin") if frame.kind == STORE]
-    records = [pair for frame in frames for pair in zip(frame.ids.tolist(), (v.tobytes() for v in frame.vectors))]
+    records = read_journal(store / "journal")
     assert len(dict(records)) == len(records), "an id is stored twice"
     assert before.items() <= dict(records).items(), "an acknowledged vector is lost"
     return dict(records)
+
+
+def read_journal(folder: Path) -> list[tuple[bytes, bytes]]:
+    """(id, vector) of each record, from a copy of the files: opening the journal itself would repair it."""
+    with tempfile.TemporaryDirectory() as copy:
+        for file in folder.glob("images.sqlite3*"):
+            if not file.name.endswith("-shm"):
+                shutil.copy(file, copy)
+        journal = Journal(Path(copy, "images.sqlite3"))
+        records = [
+            pair for ids, _, vectors in read_records(journal.path, journal.rows) for pair in zip(ids.tolist(), vectors)
+        ]
+        journal.close()
+    return [(id_, vector.tobytes()) for id_, vector in records]
 
 
 def read_collection(store: Path) -> tuple[list[str], np.ndarray, list[dict]]:

@@ -12,10 +12,11 @@ import pytest
 
 from utils.errors import UserError
 from utils.ids import from_ids, to_ids
+from utils.log import LOG
 from utils.store import collection as collections
 from utils.store import index
 from utils.store.store import Store
-from utils.store.vectors import REMOVE, Journal
+from utils.store.vectors import Journal
 
 N, D = 300, 16
 MODEL = {"model_name": "m", "pretrained": "p", "dimension": D}
@@ -82,8 +83,6 @@ TORN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("tear", TORN.values(), ids=TORN)
 def test_what_is_torn_is_said_and_made_anew_from_the_journal(path: Path, tear: Callable[[Path], object], caplog):
-    from utils.log import LOG
-
     caplog.set_level(logging.INFO, LOG.name)
     tear(path)
     store = Store(path, "images")
@@ -109,19 +108,17 @@ def test_a_torn_collection_without_a_journal_is_refused_with_one_line(path: Path
 
 
 def test_an_opening_with_nothing_to_do_writes_nothing(path: Path):
-    before = (path / "journal/images/vectors.bin").read_bytes()
+    before = (path / "journal/images.sqlite3").read_bytes()
     store = Store(path, "images")
     assert store.count == N and store.journal.indexed == store.journal.end
     store.finish()
     store.close()
-    assert (path / "journal/images/vectors.bin").read_bytes() == before
+    assert (path / "journal/images.sqlite3").read_bytes() == before
 
 
 def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_deleted(path: Path):
-    journal = Journal(path / "journal/images")
-    from utils.store.vectors import STORE
-
-    journal.append(STORE, ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
+    journal = Journal(path / "journal/images.sqlite3")
+    journal.append(ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
     journal.close()
     check(Store(path, "images"), *range(N + 2))
 
@@ -136,8 +133,8 @@ def test_what_people_deleted_stays_deleted_even_if_the_collection_is_made_anew(p
 
 
 def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
-    journal = Journal(path / "journal/images")
-    journal.append(REMOVE, ids_of(5, 6), [], np.empty((2, 0), np.float32))
+    journal = Journal(path / "journal/images.sqlite3")
+    journal.note(removing=ids_of(5, 6))
     journal.close()
     index.call(index.delete, path, "images", ids_of(5))
     store = Store(path, "images")
@@ -151,7 +148,7 @@ def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
 def test_a_collection_without_a_journal_is_taken_over_whole_or_not_at_all(path: Path, monkeypatch):
     shutil.rmtree(path / "journal")
     real, reads = index.call, []
-    monkeypatch.setattr(index, "READ", 100)
+    monkeypatch.setattr(index, "TAKE", 100)
 
     def broken(task, *args, **kwargs):
         if task is index.read:
@@ -188,3 +185,70 @@ def test_metadata_changes_reach_the_collection_with_fields_removed(path: Path):
         {"url": "new", "added": True},
         {"url": "http://x/2", "n": 2},
     ]
+
+
+def reader_of(path: Path) -> collections.Collection:
+    return collections.open_collection(path, "images")
+
+
+def test_after_an_interrupted_write_every_record_is_compared_and_the_damaged_ones_written_again(path: Path, caplog):
+    caplog.set_level(logging.INFO, LOG.name)
+    store = Store(path, "images")
+    store.journal.note(indexing=True)  # as a kill during a write leaves it
+    store.close()
+    right, wrong = collections.read_vectors(reader_of(path), from_ids(ids_of(150, 151)))
+    data = segment(path) / "data_level0.bin"
+    numbers = np.fromfile(data, "<f4")
+    [at] = np.flatnonzero(np.abs(np.lib.stride_tricks.sliding_window_view(numbers, D) - right).max(axis=1) < 1e-5)
+    numbers[at : at + D] = wrong  # also of length 1, so that no sample notices
+    numbers.tofile(data)
+    index.call(index.delete, path, "images", ids_of(7))  # deleted by a person meanwhile
+    store = Store(path, "images")
+    check(store, *(number for number in range(N) if number != 7))
+    assert not store.journal.indexing
+    assert "1 records of collection images are damaged; they are written again" in caplog.messages
+
+
+def test_a_rebuild_that_is_killed_takes_nothing_for_deleted(path: Path, monkeypatch):
+    (path / "chroma.sqlite3").unlink()
+    real = index.call
+
+    def killed(task, *args, **kwargs):
+        if task is not index.apply:
+            return real(task, *args, **kwargs)
+        work = args[2]._replace(rows=args[2].rows[:100])
+        real(task, *args[:2], work, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "call", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Store(path, "images")
+    monkeypatch.undo()
+    check(Store(path, "images"), *range(N))
+
+
+def test_damage_of_the_journal_is_named_and_costs_the_record_only(path: Path, caplog):
+    content = bytearray((path / "journal/images.sqlite3").read_bytes())
+    content[content.find(vectors_of(42)[0].tobytes()) + 5] ^= 1
+    (path / "journal/images.sqlite3").write_bytes(content)
+    shutil.rmtree(segment(path))
+    store = Store(path, "images")
+    assert from_ids(ids_of(42))[0] in caplog.text
+    check(store, *(number for number in range(N) if number != 42))
+    add(store, 42)
+    store.finish()
+    store.close()
+    check(Store(path, "images"), *range(N))
+
+
+def test_files_of_chroma_that_outgrow_the_records_are_made_anew(path: Path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, LOG.name)
+    monkeypatch.setattr(index, "GROWTH_BYTES", 3_000_000)
+    store = Store(path, "images")
+    (segment(path) / "link_lists.bin").write_bytes(bytes(8_000_000))
+    add(store, N)
+    store.finish()
+    store.close()
+    assert sum("made anew" in message for message in caplog.messages) == 1
+    assert sum(file.stat().st_size for file in path.rglob("*") if "journal" not in str(file)) < 3_000_000
+    check(Store(path, "images"), *range(N + 1))

@@ -39,10 +39,10 @@ class ChromaServer:
                     raise
                 time.sleep(0.05)
 
-    def kill(self) -> None:
-        """SIGKILL, as a crash."""
+    def kill(self, is_graceful: bool = False) -> None:
+        """SIGKILL, as a crash; or SIGTERM, as a restart of the machine."""
         if self._process:
-            self._process.kill()
+            (self._process.terminate if is_graceful else self._process.kill)()
             self._process.wait()
             self._process = None
 

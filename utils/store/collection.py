@@ -85,7 +85,7 @@ def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Colle
 
 def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
     """The collection `name` to write, made with `model` as its metadata if missing. Raises UserError for a bad name."""
-    from chromadb.errors import ChromaError
+    from chromadb.errors import InvalidArgumentError
 
     hnsw: Any = {"space": "cosine"}
     if isinstance(place, Server):
@@ -96,7 +96,7 @@ def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collectio
         )
         _check_space(collection)  # an existing collection keeps its configuration
         return collection
-    except (ValueError, ChromaError) as error:
+    except (ValueError, InvalidArgumentError) as error:
         raise UserError(f"COLLECTION_NAME {name!r}: {str(error).splitlines()[0]}") from None
 
 

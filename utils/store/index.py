@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,21 +20,22 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.ids import from_ids, is_uuid, to_ids
+from utils.items.formatted import restore_item, to_metadata
 from utils.lock import hold
 from utils.processes import DiedError, Progress
 from utils.processes import call as call_process
 from utils.store import collection as collections
 from utils.store.server import Place, Server, fitting
-from utils.store.vectors import CHANGE, STORE, read_frames
+from utils.store.vectors import READ, DamagedError, read_records
 
 if TYPE_CHECKING:
     import chromadb
 
-READ = 20_000  # records a child reads and hands over, 40 MB at 512 dimensions
+TAKE = 20_000  # records a child reads and hands over, 40 MB at 512 dimensions
 SAMPLE = 1_000  # vectors read all over the index to see whether it is whole, and as many of the last
-BATCH = 1_000  # records an upsert; Chroma takes 5,461 at most
 USUAL_SYNC_THRESHOLD = 1_000  # Chroma's default, left in the collection for whoever adds to it by other means
-Batch = tuple[int, list[str], list[dict[str, Any]], np.ndarray]
+GROWTH, GROWTH_BYTES = 4, 100_000_000  # Chroma's files may be this many times too large, and this large in any case
+Batch = tuple[list[str], list[dict[str, Any]], np.ndarray]
 
 
 class TornError(UserError):
@@ -41,31 +43,39 @@ class TornError(UserError):
 
 
 class Health(NamedTuple):
-    """A healthy store: its collection's metadata (None: no such collection) and ids (n,) V16, sorted."""
+    """A readable collection: its metadata (None: it is missing), ids (n,) V16, sorted; whether a sample was sound."""
 
     model: dict[str, Any] | None
     ids: np.ndarray
+    is_sound: bool = True
 
 
-class Backlog(NamedTuple):
-    """A part of a journal: its file, from byte to byte, less the ids that people deleted, (n,) V16; the model."""
+class Work(NamedTuple):
+    """Records of a journal to bring into the index, (n,) ROW: whole ones, and those with new metadata; the model."""
 
     journal: Path
-    start: int
-    end: int
-    gone: np.ndarray
+    rows: np.ndarray
+    changed: np.ndarray
     model: dict[str, Any]
 
 
-def call(task: Callable[..., Any], place: Place, *args: Any, progress: Progress = lambda n: None) -> Any:
-    """`task(place, *args, progress)` in a child process that is alone with the store.
+def call(
+    task: Callable[..., Any],
+    place: Place,
+    *args: Any,
+    progress: Progress = lambda n: None,
+    watch: Callable[[], None] = lambda: None,
+) -> Any:
+    """`task(place, *args, progress)` in a child process that is alone with the store, and that `watch` can stop.
 
-    Raises UserError as the task does, and TornError for everything else that goes wrong in it.
+    Raises UserError and DamagedError as the task does, and TornError for everything else that goes wrong in it.
     """
     try:
-        return call_process(_guarded, task, place, *args, progress=progress)
+        result = call_process(_guarded, task, place, *args, progress=progress, watch=watch)
     except DiedError as error:
         raise TornError(f"the process that opened it died with {error}") from None
+    watch()
+    return result
 
 
 def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
@@ -75,7 +85,8 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
                 stack.enter_context(hold(place / ".index.lock", f"the index in {place}", wait_s=60))
             return task(place, *args)
     except BaseException as error:  # Chroma's PanicException is no Exception
-        if isinstance(error, UserError) and not isinstance(error, collections.UnreadableError):
+        is_torn = isinstance(error, collections.UnreadableError)
+        if isinstance(error, UserError | DamagedError) and not is_torn:
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise TornError(first_line) from None
@@ -83,7 +94,7 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
 
 def inspect(place: Place, name: str, _progress: Progress) -> Health:
     """Finish what a killed run left in Chroma's log, and read vectors all over the index."""
-    from chromadb.errors import NotFoundError
+    from chromadb.errors import ChromaError, NotFoundError
 
     try:
         collection = collections.open_client(place).get_collection(name, embedding_function=None)
@@ -91,7 +102,13 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
         return Health(None, np.empty(0, "V16"))
     metadata = dict(collection.metadata or {})
     if isinstance(place, Server):
-        return Health(metadata, _sorted_ids(collections.read_ids(collection), place, name))
+        listed = collections.read_ids(collection)
+        try:
+            _check_sample(collection, listed, SAMPLE // 10)
+            is_sound = True
+        except (ValueError, KeyError, ChromaError):
+            is_sound = False
+        return Health(metadata, _sorted_ids(listed, place, name), is_sound)
     # Set before the index is loaded: count() then replays what the log holds, and flushes it once.
     _sync_every(place, collection, 2)
     count = collection.count()
@@ -99,7 +116,7 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
     if len(ids) != count:
         raise ValueError(f"{count} records counted, {len(ids)} listed")
     checked = _sorted_ids(ids, place, name)
-    _check_sample(collection, ids)
+    _check_sample(collection, ids, SAMPLE)
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     return Health(metadata, checked)
 
@@ -113,9 +130,10 @@ def _sorted_ids(ids: list[str], place: Place, name: str) -> np.ndarray:
         ) from None
 
 
-def _check_sample(collection: chromadb.Collection, ids: list[str]) -> None:
-    # A file that was cut short misses the latest records; ids come in the order of insertion.
-    sample = [*ids[: -SAMPLE : max(1, len(ids) // SAMPLE)], *ids[-SAMPLE:]]
+def _check_sample(collection: chromadb.Collection, ids: list[str], n: int) -> None:
+    """Raise an error unless `n` vectors all over the collection, and the last `n`, can be read and are of length 1."""
+    # A file that was cut short misses the latest records; embedded Chroma lists ids in the order of insertion.
+    sample = [*ids[: -n : max(1, len(ids) // n)], *ids[-n:]]
     if sample:
         found = collections.read_vectors(collection, sample)
         lengths, is_ours = np.linalg.norm(found, axis=1), "dimension" in (collection.metadata or {})
@@ -124,26 +142,60 @@ def _check_sample(collection: chromadb.Collection, ids: list[str]) -> None:
         collection.query(query_embeddings=found[:1], n_results=min(len(ids), 10), include=["distances"])
 
 
-def apply(place: Place, name: str, backlog: Backlog, progress: Progress) -> int:
-    """Bring the collection, made if missing, up to date with a part of the journal, and flush it once.
-
-    Returns the number of records in the collection.
-    """
-    collection = collections.create(place, name, backlog.model)
+def apply(place: Place, name: str, work: Work, progress: Progress) -> int:
+    """Bring records into the collection, made if missing, and flush it once; returns the number of records in it."""
+    collection = collections.create(place, name, work.model)
     # Set before the index is loaded: the flush then comes with the last record, not in between.
-    total = sum(len(ids) for _, ids, _, _ in _batches(backlog))
-    _sync_every(place, collection, max(2, total))
-    for kind, ids, metadata, vectors in _requests(place, _joined(_batches(backlog))):
-        if kind == STORE:
-            collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
-        else:
-            _change(collection, ids, metadata)
+    _sync_every(place, collection, max(2, len(work.rows) + len(work.changed)))
+    for ids, metadata, vectors in _requests(place, work.journal, work.rows):
+        collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
+        progress(len(ids))
+    for ids, metadata, _ in _requests(place, work.journal, work.changed):
+        _change(collection, ids, metadata)
         progress(len(ids))
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     count = collection.count()
     if isinstance(place, Path):
         _fsync_all(place)
     return count
+
+
+def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callable[[], None]:
+    """A function that raises TornError once Chroma's files are much larger than `n_records` of the journal need.
+
+    Chroma's graph of neighbors can grow without bound. A record needs about twice its bytes in the journal, and 1 KB.
+    """
+    if isinstance(place, Server):
+        return lambda: None
+    limit = max(GROWTH_BYTES, GROWTH * (2 * journal.stat().st_size + 1_000 * n_records))
+    database = place / "chroma.sqlite3"
+    before = _disk_bytes(database)  # which may hold other collections, too
+
+    def watch() -> None:
+        size = _disk_bytes(database) - before
+        for segment in _segments(database, name):
+            size += sum(_disk_bytes(file) for file in (place / segment).glob("*"))
+        if size > limit:
+            raise TornError(f"its files grew to {size / 1e6:.0f} MB; {limit / 1e6:.0f} MB are more than enough")
+
+    return watch
+
+
+def _segments(database: Path, name: str) -> list[str]:
+    """Names of the folders of the collection `name`."""
+    query = "SELECT s.id FROM segments s JOIN collections c ON s.collection = c.id WHERE c.name = ?"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=0)) as opened:
+        return [row[0] for row in opened.execute(query, (name,))]
+    return []
+
+
+def _disk_bytes(path: Path) -> int:
+    """Bytes on the disk, without the holes of a sparse file; 0 if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, 512 * getattr(status, "st_blocks", sys.maxsize))
 
 
 def _fsync_all(path: Path) -> None:
@@ -166,40 +218,15 @@ def _change(collection: chromadb.Collection, ids: list[str], metadata: list[dict
     collection.update(ids=ids, metadatas=[dict.fromkeys(before, None) | now for before, now in zip(old, metadata)])
 
 
-def _batches(backlog: Backlog) -> Iterator[Batch]:
-    """(kind, ids, metadata, vectors) of each frame with records in it."""
-    for frame in read_frames(backlog.journal, backlog.start, backlog.end):
-        if frame.kind in (STORE, CHANGE):
-            kept = ~np.isin(frame.ids, backlog.gone)
-            metadata = [one for one, keep in zip(frame.metadata, kept) if keep]
-            yield frame.kind, from_ids(frame.ids[kept]), metadata, frame.vectors[kept]
-
-
-def _joined(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Successive batches of one kind as one of up to BATCH records: each call of Chroma has a fixed cost."""
-    kind = -1
-    ids: list[str] = []
-    metadata: list[dict[str, Any]] = []
-    vectors: list[np.ndarray] = []
-    for batch in batches:
-        if ids and (batch[0] != kind or len(ids) + len(batch[1]) > BATCH):
-            yield kind, ids, metadata, np.concatenate(vectors)
-            ids, metadata, vectors = [], [], []
-        kind = batch[0]
-        ids, metadata, vectors = ids + batch[1], metadata + batch[2], [*vectors, batch[3]]
-    if ids:
-        yield kind, ids, metadata, np.concatenate(vectors)
-
-
-def _requests(place: Place, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches of a number and size that a server accepts."""
-    if isinstance(place, Path):
-        yield from batches
-        return
-    most = min(BATCH, collections.open_client(place).get_max_batch_size())
-    for kind, ids, metadata, vectors in batches:
-        for part in fitting(metadata, vectors.shape[1], most):
-            yield kind, ids[part], metadata[part], vectors[part]
+def _requests(place: Place, journal: Path, rows: np.ndarray) -> Iterator[Batch]:
+    """ids, metadata and vectors of records in batches of a number and size that Chroma takes."""
+    most = READ
+    if isinstance(place, Server) and len(rows):
+        most = min(READ, collections.open_client(place).get_max_batch_size())
+    for ids, metadata, vectors in read_records(journal, rows):
+        texts, fit = from_ids(ids), [to_metadata(restore_item(one)) for one in metadata]
+        for part in fitting(fit, vectors.shape[1], most):
+            yield texts[part], fit[part], vectors[part]
 
 
 def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
@@ -207,9 +234,9 @@ def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
     collection = collections.open_client(place).get_collection(name, embedding_function=None)
     _sync_every(place, collection, max(2, len(ids)))
     texts = from_ids(ids)
-    for start in range(0, len(texts), BATCH):
-        collection.delete(ids=texts[start : start + BATCH])
-        progress(len(texts[start : start + BATCH]))
+    for start in range(0, len(texts), READ):
+        collection.delete(ids=texts[start : start + READ])
+        progress(len(texts[start : start + READ]))
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     return collection.count()
 
@@ -247,27 +274,28 @@ def is_database(path: Path, _progress: Progress) -> bool:
 
 
 def read(place: Place, name: str, ids: np.ndarray, _progress: Progress) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Vectors (n, D) float32 and metadata of the records `ids` (n,) V16, at most READ of them."""
+    """Vectors (n, D) float32 and metadata of the records `ids` (n,) V16, at most TAKE of them."""
     collection = collections.open_client(place).get_collection(name, embedding_function=None)
     texts = from_ids(ids)
     return collections.read_vectors(collection, texts), collections.read_metadata(collection, texts)
 
 
-def compare(place: Place, name: str, backlog: Backlog, progress: Progress) -> tuple[int, list[str]]:
-    """Compare each vector of the journal with the collection's: how many, and the ids that differ or are missing.
+def compare(place: Place, name: str, work: Work, progress: Progress) -> tuple[int, np.ndarray]:
+    """Compare the vector of each record with the collection's: how many, and the rows that differ or are missing.
 
     Chroma normalizes each vector once more, which moves last bits: 1e-6 in each number counts as equal.
     """
     collection = collections.open_client(place).get_collection(name, embedding_function=None)
-    compared, differing = 0, []
-    for kind, ids, _, vectors in _joined(_batches(backlog)):
-        if kind == STORE:
-            found = _find(collection, ids)
-            compared += len(found)
-            same = lambda id_, vector: id_ in found and np.abs(found[id_] - vector).max() <= 1e-6  # noqa: B023, E731
-            differing += [id_ for id_, vector in zip(ids, vectors) if not same(id_, vector)]
-            progress(len(ids))
-    return compared, differing
+    compared, same = 0, [np.empty(0, bool)]
+    for ids, _, vectors in read_records(work.journal, work.rows):
+        texts = from_ids(ids)
+        found = _find(collection, texts)
+        missing = np.full(vectors.shape[1], np.inf, np.float32)
+        differences = np.abs(np.stack([found.get(id_, missing) for id_ in texts]) - vectors).max(axis=1)
+        same.append(differences <= 1e-6)
+        compared += len(found)
+        progress(len(ids))
+    return compared, work.rows[~np.concatenate(same)]
 
 
 def _find(collection: chromadb.Collection, ids: list[str]) -> dict[str, np.ndarray]:

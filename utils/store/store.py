@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import fsync_dir
+from utils.ids import from_ids
 from utils.log import LOG, bar
 from utils.store import index
+from utils.store.migration import migrate
 from utils.store.model import describe, same_model
 from utils.store.server import Place, Server
-from utils.store.vectors import CHANGE, INDEXED, MODEL, REMOVE, STORE, Journal
+from utils.store.vectors import ROW, DamagedError, Journal, building
 
 INDEX_EVERY = 5_000  # records: the index follows the journal when this many, and a tenth of it, are new
+RECORD_BYTES = 3_000  # of a record in a journal, roughly
 
 
 class Store:
@@ -25,18 +28,18 @@ class Store:
     Opening it repairs the collection from the journal where it is torn, missing or behind, and takes over a
     collection that has no journal. Hold the store's lock. Raises UserError if it can be neither opened nor repaired.
 
-    With a server as `place` the collection is there and may have other writers: the journal is what this one made, from
-    which the collection gets what it lacks, and is never made anew.
+    With a server as `place` the collection is there and may have other writers: the journal holds the records of this
+    one, adds what the collection misses, and never makes the collection anew.
     """
 
     def __init__(self, path: Path, name: str, place: Place | None = None) -> None:
         self.path, self.name, self.place = path, name, place or path
-        journal = f"{name}@{place.label}" if isinstance(place, Server) else name
-        self.journal = Journal(path / "journal" / journal)
+        file = f"{name}@{place.label}" if isinstance(place, Server) else name
+        journal = path / "journal" / f"{file}.sqlite3"
+        migrate(journal)
+        self.journal = Journal(journal)
         self._others = np.empty(0, "V16")  # ids in the collection that are not in the journal
-        self.stored = 0  # records appended since it was opened
         self._thread: threading.Thread | None = None
-        self._indexed_to = self.journal.indexed
         self._failure: Exception | None = None
         self._unindexed = 0
         self.count = 0  # records in the collection when it was opened and repaired
@@ -49,12 +52,12 @@ class Store:
 
     @property
     def known(self) -> np.ndarray:
-        """Ids (N,) V16 of what was stored when it was opened, by other writers too, deleted by people or not."""
+        """Ids (N,) V16 stored before this run, including other writers' and user-deleted ones."""
         return np.concatenate([self.own, self._others])
 
     @property
     def own(self) -> np.ndarray:
-        """Ids (N,) V16, sorted, of what is in the journal of what was stored when it was opened."""
+        """Ids (N,) V16, sorted, that were in the journal before this run."""
         return self.journal.ids
 
     @property
@@ -64,41 +67,38 @@ class Store:
 
     def remember_model(self, identity: dict[str, Any]) -> None:
         """Note, before the first record, which model makes the vectors."""
-        self.journal.note(MODEL, identity)
-        self.journal.model = identity
+        self.journal.note(model=identity)
 
     def append(self, ids: np.ndarray, metadata: list[dict[str, Any]], vectors: np.ndarray) -> None:
         """Store new records: ids (n,) V16, vectors (n, D) float32. When this returns they survive a crash.
 
         The index follows in the background. Raises UserError if they could not be written.
         """
-        self.journal.append(STORE, ids, metadata, vectors)
-        self.stored += len(ids)
+        self.journal.append(ids, metadata, vectors)
         self._unindexed += len(ids)
-        if self._unindexed >= max(INDEX_EVERY, (len(self.own) + self.stored) // 10) and self._is_idle():
-            self._note_progress()
+        if self._unindexed >= max(INDEX_EVERY, self.journal.n_records // 10) and self._is_idle():
             self._unindexed = 0
-            self._thread = threading.Thread(target=self._follow, args=(self.journal.end,), daemon=True)
+            self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
         """Bring the collection up to date with all that is stored, and flush it once."""
         if self._thread:
             self._thread.join()
-        self._note_progress()
-        if self._failure and isinstance(self.place, Path):
-            LOG.info("the index failed (%s); it is made anew from the journal", self._failure)
+        failure, self._failure = self._failure, None
+        if isinstance(failure, index.TornError) and isinstance(self.place, Path):
+            LOG.info("the index failed (%s); it is made anew from the journal", failure)
             self._rebuild()
-        elif self.journal.end > self.journal.indexed:
+        elif self._is_behind():
             self._catch_up("index")
 
     def change_metadata(self, ids: np.ndarray, metadata: list[dict[str, Any]]) -> None:
         """Replace the metadata of stored records `ids` (n,) V16."""
-        self.journal.append(CHANGE, ids, metadata, np.empty((len(ids), 0), np.float32))
+        self.journal.change_metadata(ids, metadata)
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove records `ids` (n,) V16 from index and journal; killed on the way, the next opening does the rest."""
-        self.journal.append(REMOVE, ids, [], np.empty((len(ids), 0), np.float32))
+        self.journal.note(removing=np.union1d(self.journal.removing, ids), indexing=True)
         try:
             self.count = index.call(index.delete, self.place, self.name, ids)
         except index.TornError as error:
@@ -106,30 +106,33 @@ class Store:
                 f"collection {self.name} in {self.place} cannot be written: {error}; run again, it is repaired then"
             ) from None
         self.journal.remove(ids)
-        self._indexed_to = self.journal.indexed  # the journal is shorter now
+        self.journal.note(indexing=False)
 
     def compare(self) -> tuple[int, list[str]]:
-        """Compare each vector of the journal with the collection's: how many, and the ids that differ or lack."""
-        with bar(len(self.known), "verify", "record") as progress:
-            backlog = self._backlog(self.journal.end)._replace(start=0)
-            return index.call(index.compare, self.place, self.name, backlog, progress=progress.update)
+        """Compare the vector of each record with the collection's: how many, and the ids that differ or are missing."""
+        compared, differing = self._compare(lambda: self._kept(self.journal.rows), "verify")
+        return compared, from_ids(differing["id"])
 
     def close(self) -> None:
+        if self._thread:
+            self._thread.join(5)  # a process that has just been started must find its parent
         self.journal.close()
 
+    # --- opening ------------------------------------------------------------------------------------------------------
+
     def _inspect(self) -> index.Health | None:
-        """What the collection holds; None if it is torn, which is said."""
+        """What the collection holds; None if it is torn, which the log says."""
         if isinstance(self.place, Path) and not (self.place / "chroma.sqlite3").exists():
-            return index.Health(None, np.empty(0, "V16"))  # an opening without a collection makes none
+            return index.Health(None, np.empty(0, "V16"))  # to look for a collection makes no database
         try:
             return index.call(index.inspect, self.place, self.name)
         except index.TornError as error:
             if isinstance(self.place, Server):
                 raise UserError(
-                    f"collection {self.name} in {self.place} cannot be read ({error}); see the server's log. "
-                    f"Were it deleted there, the {len(self.own)} records of the journal here would be stored again"
+                    f"collection {self.name} in {self.place} cannot be read ({error}); see the server's log. If you "
+                    f"delete the collection there, the next run stores the journal's {len(self.own)} records again"
                 ) from None
-            if not len(self.known):
+            if not len(self.own):
                 raise UserError(
                     f"collection {self.name} in {self.path} cannot be read ({error}) and has no journal to repair it "
                     "from; put back a copy, or delete the folder to start afresh"
@@ -140,49 +143,60 @@ class Store:
     def _reconcile(self, health: index.Health | None) -> None:
         if health is None:
             self._rebuild()
-        elif health.model is not None and not self.journal.end:
+        elif health.model is not None and not self.model and not len(self.own):
             self._take_over(health)
-        elif health.model is None and len(self.known):
+        elif health.model is None and len(self.own):
             LOG.info("collection %s is missing", self.name)
             self._rebuild()
         else:
-            self.count = len(health.ids)
-            self._find_gone(health)
-            if self.journal.end > self.journal.indexed:
-                self._catch_up("index, left behind by a run that was stopped")
+            self._accept(health)
+            self._mend("index, left behind by a run that was stopped")
 
     def _join(self, health: index.Health | None) -> None:
-        """A server's collection has other writers, too: it is added to, and nothing in it is repaired by a drop."""
-        if health is None or health.model is None:  # there is none, or none any more
-            self.journal.indexed = 0
+        """A server's collection has other writers, too: records are added to it, and it is never dropped."""
+        if health is None or health.model is None:  # it is new, or was deleted
+            if self.journal.indexed:
+                self.journal.note(indexed=0)
         elif "model_name" not in health.model or (self.model and not same_model(self.model, health.model)):
             raise UserError(
-                f"collection {self.name} in {self.place} was made with {describe(health.model)}, and what is in the "
-                f"journal {self.journal.path.parent} with {describe(self.model)}; use another COLLECTION_NAME"
+                f"collection {self.name} in {self.place} was made with {describe(health.model)}, and the records of "
+                f"the journal {self.journal.path} with {describe(self.model)}; use another COLLECTION_NAME"
             )
         else:
-            if not self.model:
-                self.remember_model(health.model)
-                self._indexed_to = self.journal.end
-                self._note_progress()
-            self.count = len(health.ids)
-            self._find_gone(health)
+            self._accept(health)
             self._others = np.setdiff1d(health.ids, self.own)
-        if self.journal.end > self.journal.indexed:
-            self._catch_up("index, from the journal")
+        self._mend("index, from the journal")
 
-    def _find_gone(self, health: index.Health) -> None:
-        """Ids that once were in the healthy collection, and no longer are, were deleted on purpose."""
-        frames = (frame for frame in self.journal.frames() if frame.end <= self.journal.indexed)
-        if self.journal.indexed == self.journal.end:  # the usual case, without reading the journal again
-            indexed = self.known
-        else:
-            indexed = np.concatenate([np.empty(0, "V16"), *(f.ids for f in frames if f.kind == STORE)])
-        gone = np.setdiff1d(indexed, np.concatenate([health.ids, self.journal.gone, self.journal.removing]))
-        if len(gone):
-            self.journal.mark_gone(gone)
-        if len(self.journal.gone):
-            LOG.info("%d ids were deleted from the collection on purpose; they stay deleted", len(self.journal.gone))
+    def _accept(self, health: index.Health) -> None:
+        """Note what a healthy collection says: how many records, which are gone; its model if the journal has none."""
+        self.count = len(health.ids)
+        if not health.is_sound and not self.journal.indexing:
+            self.journal.note(indexing=True)
+        if not self.model and health.model:  # another writer's collection, or a damaged journal
+            self.journal.note(model=health.model)
+        rows, journal = self.journal.rows, self.journal
+        indexed = rows["id"][rows["seq"] <= journal.indexed]
+        gone = np.setdiff1d(indexed, np.concatenate([health.ids, journal.gone, journal.removing]))
+        if len(gone):  # once in the collection, and no longer: deleted on purpose
+            journal.note(gone=np.union1d(journal.gone, gone))
+        if len(journal.gone):
+            LOG.info("%d ids were deleted from the collection on purpose; they stay deleted", len(journal.gone))
+
+    def _mend(self, what: str) -> None:
+        """Bring the collection up to date; compare all of it first if the last write to it did not end well."""
+        differing = np.empty(0, ROW)
+        if self.journal.indexing and self.journal.indexed:
+            differing = self._compare(self._indexed, "compare all after an interrupted write")[1]
+        if len(differing):
+            LOG.info("%d records of collection %s are damaged; they are written again", len(differing), self.name)
+        if len(differing) or self._is_behind():
+            self._catch_up(what, differing)
+        elif self.journal.indexing:
+            self.journal.note(indexing=False)
+        if len(differing) and len(self._compare(lambda: differing, "compare again")[1]):
+            if isinstance(self.place, Server):
+                raise UserError(f"collection {self.name} in {self.place} keeps damaged records; see the server's log")
+            self._rebuild()
 
     def _take_over(self, health: index.Health) -> None:
         """A journal for a collection that has none: made by other means, or its journal was deleted."""
@@ -192,31 +206,28 @@ class Store:
                 "use another COLLECTION_NAME"
             )
         LOG.info("collection %s has no journal; it is made from the %d records there", self.name, len(health.ids))
-        taken = Journal(self.journal.path.parent / "unfinished")  # in place when it is whole
-        taken.path.unlink(missing_ok=True)
-        taken = Journal(taken.path.parent)
-        taken.note(MODEL, health.model)
-        with bar(len(health.ids), "take over", "record") as progress:
-            for start in range(0, len(health.ids), index.READ):
-                ids = health.ids[start : start + index.READ]
+        self.journal.close()
+        with (
+            building(self.journal.path, RECORD_BYTES * len(health.ids)) as taken,
+            bar(len(health.ids), "take over", "record") as progress,
+        ):
+            for start in range(0, len(health.ids), index.TAKE):
+                ids = health.ids[start : start + index.TAKE]
                 vectors, metadata = index.call(index.read, self.path, self.name, ids)
-                taken.append(STORE, ids, metadata, vectors)
+                taken.append(ids, metadata, vectors)
                 progress.update(len(ids))
-        taken.note(INDEXED, {"end": taken.end})
-        taken.close()
-        taken.path.replace(self.journal.path)
-        taken.path.parent.rmdir()
-        fsync_dir(self.journal.path.parent)
-        self.journal = Journal(self.journal.path.parent)
+            taken.note(model=health.model, indexed=len(health.ids))
+        self.journal = Journal(self.journal.path)
         self.count = len(health.ids)
 
+    # --- the index ----------------------------------------------------------------------------------------------------
+
     def _rebuild(self) -> None:
+        self.journal.note(indexed=0, indexing=True)  # killed on the way, missing records must not look user-deleted
         try:
             index.call(index.drop, self.path, self.name)
         except index.TornError as error:
             self._set_aside(error)
-        self.journal.indexed = self._indexed_to = 0
-        self._failure = None
         self._catch_up(f"repairing {self.name} from the journal")
 
     def _set_aside(self, error: Exception) -> None:
@@ -225,43 +236,82 @@ class Store:
         if index.call(index.is_database, self.path):
             raise UserError(
                 f"collection {self.name} in {self.path} can be neither read nor made anew: {error}; mend that and run "
-                f"again, all {len(self.known)} vectors are safe in the journal"
+                f"again, all {self.journal.n_records} vectors are safe in the journal"
             )
-        for file in self.path.glob("chroma.sqlite3*"):  # what SQLite keeps beside it, too
+        for file in self.path.glob("chroma.sqlite3*"):  # SQLite's files beside it, too
             if not file.name.endswith(".torn"):
                 file.replace(file.with_name(f"{file.name}.torn"))
         LOG.info("the database is torn (%s); it was renamed to %s.torn", error, database)
 
-    def _catch_up(self, what: str) -> None:
-        total = len(self.own) + self.stored - len(self.journal.gone)
+    def _catch_up(self, what: str, again: np.ndarray = np.empty(0, ROW)) -> None:  # noqa: B008
+        """Index what is new, and the rows `again`, (n,) ROW."""
+        is_rebuild = not self.journal.indexed
         try:
-            with bar(total if not self.journal.indexed else None, what, "record") as progress:
-                backlog = self._backlog(self.journal.end)
-                self.count = index.call(index.apply, self.place, self.name, backlog, progress=progress.update)
+            with bar(len(self._new()) + len(again), what, "record") as progress:
+                self._apply(again, progress.update)
         except index.TornError as error:
-            if self.journal.indexed and isinstance(self.place, Path):  # it could be read, and cannot be written
-                LOG.info("collection %s cannot be written (%s)", self.name, error)
+            if isinstance(self.place, Path) and not is_rebuild:  # it could be read, and cannot be written
+                LOG.info("collection %s cannot be written (%s); it is made anew", self.name, error)
                 self._rebuild()
                 return
             raise UserError(
-                f"collection {self.name} in {self.place} cannot be written: {error}; all {total} vectors are safe in "
-                "the journal, so mend that and run again"
+                f"collection {self.name} in {self.place} cannot be written: {error}; all {self.journal.n_records} "
+                "vectors are safe in the journal, so mend that and run again"
             ) from None
-        self.journal.note(INDEXED, {"end": self.journal.end})
 
-    def _backlog(self, end: int) -> index.Backlog:
-        return index.Backlog(self.journal.path, self.journal.indexed, end, self.journal.gone, self.model)
+    def _apply(self, again: np.ndarray, progress: Callable[[int], Any]) -> None:
+        journal = self.journal
+        end, changed, n_records = journal.end, journal.changed, journal.n_records
+        journal.note(indexing=True)
+        watch = index.watch_size(self.place, self.name, journal.path, n_records)
+        rows = lambda: np.concatenate([again, self._new()])  # noqa: E731
+        self.count = self._with_records(index.apply, rows, progress, watch)
+        journal.note(indexed=end, changed=np.setdiff1d(journal.changed, changed), indexing=False)
 
-    def _is_idle(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
-
-    def _follow(self, end: int) -> None:
+    def _follow(self) -> None:
         try:
-            self.count = index.call(index.apply, self.place, self.name, self._backlog(end))
-            self._indexed_to = end
+            self._apply(np.empty(0, ROW), lambda n: None)
         except Exception as error:  # said, and mended, when the run ends
             self._failure = error
 
-    def _note_progress(self) -> None:
-        if self._indexed_to > self.journal.indexed:
-            self.journal.note(INDEXED, {"end": self._indexed_to})
+    def _compare(self, rows: Callable[[], np.ndarray], what: str) -> tuple[int, np.ndarray]:
+        with bar(len(rows()), what, "record") as progress:
+            return self._with_records(index.compare, rows, progress.update)
+
+    def _with_records(
+        self,
+        task: Callable[..., Any],
+        rows: Callable[[], np.ndarray],
+        progress: Callable[[int], Any],
+        watch: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """A task of the index on records of the journal; if that turns out damaged, it is repaired, and tried again."""
+        journal = self.journal
+        for is_again in (False, True):
+            changed = self._kept(journal.rows[np.isin(journal.rows["id"], journal.changed)])
+            work = index.Work(journal.path, rows(), changed, self.model)
+            try:
+                return index.call(task, self.place, self.name, work, progress=progress, watch=watch)
+            except DamagedError:
+                if is_again:
+                    raise
+                journal.repair()
+        return None
+
+    def _new(self) -> np.ndarray:
+        rows = self.journal.rows
+        return self._kept(rows[rows["seq"] > self.journal.indexed])
+
+    def _indexed(self) -> np.ndarray:
+        rows = self.journal.rows
+        return self._kept(rows[rows["seq"] <= self.journal.indexed])
+
+    def _kept(self, rows: np.ndarray) -> np.ndarray:
+        """Rows without those that people deleted, or that are being removed."""
+        return rows[~np.isin(rows["id"], np.concatenate([self.journal.gone, self.journal.removing]))]
+
+    def _is_behind(self) -> bool:
+        return self.journal.end > self.journal.indexed or len(self.journal.changed) > 0
+
+    def _is_idle(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()

@@ -1,216 +1,403 @@
-"""The vector journal: an append-only file from which the Chroma index can be rebuilt.
+"""The vector journal: a SQLite file that holds every record, and from which the Chroma index can be rebuilt.
 
-A record counts as stored once its frame is here and fsynced. The file is a sequence of frames, little-endian:
+    records   seq, id, metadata as JSON, vector (D,) float32
+    batches   the (seq, id) pairs of each transaction: all ids can be read without a vector
+    facts     the model; the index's state: `indexed` and `indexing`; ids with a state: `gone`, `removing`, `changed`
 
-    magic | kind | n | dimension | metadata bytes | CRC-32 of all that follows | CRC-32 of this head
-    n ids of 16 bytes | metadata as JSON, UTF-8 | n x dimension float32 vectors
-
-A write that was cut short leaves an incomplete last frame, which the next opening drops. Damage before intact frames
-is no cut write: it is refused, not guessed at. Everything is checked at every opening, a second per GB or two.
+A record counts as stored once its transaction is on the disk (write-ahead log, synchronous FULL). Numbers are
+little-endian. Every row ends in the CRC-32 of the rest of it. A damaged row, or one that a damaged page hides, is found
+when it is read: `repair` then makes the file anew without it, and embed.py embeds its image again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
-import struct
+import shutil
+import sqlite3
+import sys
 import threading
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import fsync_dir, replacing
+from utils.files import fsync_dir
+from utils.ids import from_ids
 from utils.log import LOG
 
-_MAGIC = b"\xf5RAJ"
-_HEAD = struct.Struct("<4sBIIQI")
-_CRC = struct.Struct("<I")
-# Kinds of frame. STORE: new records. CHANGE: new metadata of records. GONE: ids that people deleted from the
-# collection. MODEL: the model's identity, first of all. INDEXED: {"end": n}, all before byte n is in the index.
-# REMOVE: ids about to be removed from collection and journal.
-STORE, CHANGE, GONE, MODEL, INDEXED, REMOVE = range(6)
+ROW = np.dtype([("seq", "<i8"), ("id", "V16")])  # seq: a record's place in the order of storing, from 1, never reused
+PAGE_BYTES = 65_536  # SQLite's largest: at 512 to 2,048 dimensions at most 12% of a page stay empty
+WAL_BYTES = 16 * 2**20  # of the write-ahead log, before SQLite moves it into the file
+WAIT_S = 60  # for another process that reads or writes
+READ = 1_000  # records in memory at a time
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs"}
+_FILES = ("", "-wal", "-shm", "-journal")
+_TABLES = """
+    CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, id BLOB, metadata BLOB, vector BLOB, checksum INTEGER);
+    CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY, pairs BLOB, checksum INTEGER);
+    CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID;
+"""
+_NO_IDS = np.empty(0, "V16")
+Record = tuple[bytes, bytes, bytes]  # id, metadata, vector
 
 
-class Frame(NamedTuple):
-    """One frame: ids (n,) of dtype V16, n metadata, (n, D) float32 vectors, and where in the file it ends, bytes."""
-
-    kind: int
-    ids: np.ndarray
-    metadata: list[dict[str, Any]]
-    vectors: np.ndarray
-    end: int
+class DamagedError(Exception):
+    """A record or a page of the journal is not as it was written."""
 
 
 class Journal:
-    """The journal in `folder`, checked and read when it is opened; one process at a time may open it.
+    """The journal at `path`, made by the first write; one process at a time may write to it.
 
-    `ids` (N,) V16, sorted: all stored records when it was opened; `gone`: those of them that people deleted from the
-    collection; `removing`: those whose removal was begun; `model`: the identity; `end`: bytes; `indexed`: all before
-    this byte is in the index. 16 bytes of memory a record. Raises UserError for a damaged file.
+    `rows` (N,) ROW: all records in order; `ids` (n,) V16, sorted: those at the opening. `end`: the last seq.
+    `model`: the identity. `indexed`: the index has all records up to this seq; `indexing`: a write to it has begun.
+    `gone`: ids that people deleted from the collection; `removing`: ids whose removal has begun; `changed`: ids whose
+    new metadata is not in the index. 48 bytes of memory a record. Raises UserError if the file cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "vectors.bin"
-        self._file: BinaryIO | None = None
-        self._lock = threading.Lock()
+    model: dict[str, Any]
+    indexed: int
+    indexing: bool
+    gone: np.ndarray
+    removing: np.ndarray
+    changed: np.ndarray
+    end: int
+    n_records: int
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database: sqlite3.Connection | None = None
+        self._lock, self._is_stale = threading.RLock(), False
+        self._parts: list[np.ndarray] = []
         self._read()
 
-    def _read(self) -> None:
-        self.model: dict[str, Any] = {}
-        self.end = self.indexed = 0
-        ids: dict[int, list[np.ndarray]] = {kind: [np.empty(0, "V16")] for kind in (STORE, GONE, REMOVE)}
-        for frame in self.frames():
-            if frame.kind in ids:
-                ids[frame.kind].append(frame.ids.copy())  # a view would keep the frame's vectors
-            elif frame.kind == MODEL:
-                self.model = frame.metadata[0]
-            elif frame.kind == INDEXED:
-                self.indexed = frame.metadata[0]["end"]
-            self._advance(frame.kind, frame.end)
-        self.ids, self.gone, self.removing = (np.concatenate(ids[kind]) for kind in (STORE, GONE, REMOVE))
-        self.ids.sort()
-        if self.path.exists() and (lost := self.path.stat().st_size - self.end):
-            LOG.info("journal: %d bytes of an unfinished write are dropped", lost)
-
-    def _advance(self, kind: int, end: int) -> None:
-        """The journal now ends at byte `end`; an index that had all before this frame may have nothing to do in it."""
-        if self.indexed == self.end and kind not in (STORE, CHANGE):
-            self.indexed = end
-        self.end = end
-
-    def frames(self) -> Iterator[Frame]:
-        """All intact frames, oldest first. Raises UserError for a damaged file."""
-        return read_frames(self.path)
-
-    def append(self, kind: int, ids: np.ndarray, metadata: list[dict[str, Any]], vectors: np.ndarray) -> int:
-        """Append a frame; it is on the disk when this returns its end, bytes. Raises UserError, then unchanged.
-
-        ids (n,) V16; vectors (n, D) float32.
-        """
-        frame = _pack(kind, ids, metadata, vectors)
+    @property
+    def rows(self) -> np.ndarray:
         with self._lock:
-            try:
-                if self._file is None:
-                    self._file = self._open()
-                self._file.write(frame)
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                self.close()  # opened again, it drops what was written of this frame
-                raise UserError(
-                    f"journal {self.path} cannot be written: {error.strerror}; mend that and run again, it goes on here"
-                ) from None
-            self._advance(kind, self.end + len(frame))
-            return self.end
+            if len(self._parts) > 1:
+                self._parts = [np.concatenate(self._parts)]
+            return self._parts[0]
 
-    def note(self, kind: int, fact: dict[str, Any]) -> None:
-        """Append a frame of kind MODEL or INDEXED."""
-        if kind == INDEXED:
-            self.indexed = fact["end"]
-        self.append(kind, np.empty(0, "V16"), [fact], np.empty((0, 0), np.float32))
+    def append(self, ids: np.ndarray, metadata: list[dict[str, Any]], vectors: np.ndarray) -> None:
+        """Store records: ids (n,) V16, vectors (n, D) float32. Raises UserError, and then none is stored."""
+        records = zip(ids.tolist(), map(_to_json, metadata), map(bytes, np.asarray(vectors, "<f4", order="C")))
+        with self._writing() as database:
+            rows = np.empty(len(ids), ROW)
+            rows["seq"], rows["id"] = np.arange(self.end + 1, self.end + 1 + len(ids)), ids
+            _insert(database, rows, records)
+        with self._lock:
+            self._parts.append(rows)
+            self.end += len(ids)
+            self.n_records += len(ids)
 
-    def mark_gone(self, ids: np.ndarray) -> None:
-        """Note that people deleted `ids` (n,) V16 from the collection, so that they stay deleted."""
-        self.append(GONE, ids, [], np.empty((len(ids), 0), np.float32))
-        self.gone = np.concatenate([self.gone, ids])
+    def note(self, **facts: Any) -> None:
+        """Store facts, attributes of this class by their names, in one transaction."""
+        with self._writing() as database:
+            for name, value in facts.items():
+                data = value.tobytes() if isinstance(value, np.ndarray) else _to_json(value)
+                checksum = zlib.crc32(name.encode() + data)
+                database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, data, checksum))
+        vars(self).update(facts)
+
+    def change_metadata(self, ids: np.ndarray, metadata: list[dict[str, Any]]) -> None:
+        """Replace the metadata of the records `ids` (n,) V16, which are `changed` then. Raises DamagedError."""
+        seq_of = dict(zip(self.rows["id"].tolist(), self.rows["seq"].tolist()))
+        with self._writing() as database:
+            for id_, one in zip(ids.tolist(), metadata):
+                seq, data = seq_of[id_], _to_json(one)
+                values = (data, _checksum(seq, id_, data, _get(database, seq, id_)[2]), seq)
+                database.execute("UPDATE records SET metadata = ?, checksum = ? WHERE seq = ?", values)
+            self.note(changed=np.union1d(self.changed, ids))
 
     def metadata(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """(id, metadata) of every record, and again for every change of it, oldest first."""
-        for frame in self.frames():
-            if frame.kind in (STORE, CHANGE):
-                yield from zip(frame.ids.tolist(), frame.metadata)
+        """(id, metadata) of every record. Raises DamagedError."""
+        for ids, metadata, _ in read_records(self.path, self.rows):
+            yield from zip(ids.tolist(), metadata)
 
     def remove(self, ids: np.ndarray) -> None:
-        """Rewrite the journal without the records `ids` (n,) V16, all that is left being in the index."""
-        self.close()
-        end = 0
-        with replacing(self.path, binary=True) as file:
-            for frame in self.frames():
-                if frame.kind in (INDEXED, REMOVE):
-                    continue
-                kept = ~np.isin(frame.ids, ids)
-                metadata = frame.metadata if frame.kind == MODEL else [m for m, k in zip(frame.metadata, kept) if k]
-                if frame.kind == MODEL or kept.any():
-                    end += file.write(_pack(frame.kind, frame.ids[kept], metadata, frame.vectors[kept]))
-            file.write(_pack(INDEXED, np.empty(0, "V16"), [{"end": end}], np.empty((0, 0), np.float32)))
+        """Remove the records `ids` (n,) V16."""
+        with self._writing() as database:
+            seqs = self.rows["seq"][np.isin(self.rows["id"], ids)]
+            database.executemany("DELETE FROM records WHERE seq = ?", ((seq,) for seq in seqs.tolist()))
+            for key, data in database.execute("SELECT seq, pairs FROM batches").fetchall():
+                pairs = np.frombuffer(data, ROW)
+                kept = pairs[~np.isin(pairs["seq"], seqs)].tobytes()
+                if len(kept) < len(data):
+                    database.execute("DELETE FROM batches WHERE seq = ?", (key,))
+                    if kept:
+                        database.execute("INSERT INTO batches VALUES (?, ?, ?)", (key, kept, zlib.crc32(kept)))
+            self.note(**{name: np.setdiff1d(getattr(self, name), ids) for name in ("gone", "removing", "changed")})
+        self._connect().execute("PRAGMA incremental_vacuum").fetchall()
+        self._read()
+
+    def repair(self) -> None:
+        """Make the file anew from all that can be read of it; the log names the records that cannot."""
+        size = self.path.stat().st_size
+        listed, found = dict(self.rows.tolist()), set[int]()
+        last = min(self.end, max([*listed, self.indexed]) + size // 100)  # a damaged seq may be beyond all bounds
+        with building(self.path, size) as new:
+            for start in range(1, last + 1, READ):
+                records = dict(self._readable(range(start, start + READ)))
+                if records:
+                    rows = np.array([(seq, record[0]) for seq, record in records.items()], ROW)
+                    with new._writing() as database:
+                        _insert(database, rows, records.values())
+                    new.end = int(rows["seq"][-1])
+                    found |= records.keys()
+            new.note(**{name: getattr(self, name) for name in _no_facts()})
+            self.close()
+        lost = [id_ for seq, id_ in listed.items() if seq not in found]
+        names = from_ids(np.frombuffer(b"".join(lost[:20]), "V16")) + ["..."] * (len(lost) > 20)
+        LOG.warning("journal %s was damaged and is repaired: %d records are lost, and will be embedded again: %s",
+                    self.path, len(lost), " ".join(names))  # fmt: skip
         self._read()
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be flushed was never acknowledged
-                self._file.close()
-            self._file = None
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):  # what could not be written was never acknowledged
+                self._database.close()
+            self._database = None
 
-    def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        file = self.path.open("ab" if is_new else "r+b")
-        file.truncate(self.end)
-        file.seek(self.end)
-        if is_new:
-            fsync_dir(self.path.parent)
-            fsync_dir(self.path.parent.parent)
-        return file
+    def _read(self) -> None:
+        vars(self).update(_no_facts())
+        self._parts, self.end, self._is_stale = [np.empty(0, ROW)], 0, False
+        if self.path.exists():
+            try:
+                is_sound = self._begin() & self._read_facts() & self._read_batches() & self._read_end()
+                self._connect().rollback()
+                if not is_sound:
+                    self.repair()
+            except sqlite3.Error as error:
+                self._set_aside(error)
+        self.ids, self.n_records = np.sort(self.rows["id"]), len(self.rows)
 
+    def _begin(self) -> bool:
+        """Begin to read in one transaction; False if damage has made the file read-only."""
+        try:
+            self._connect().execute("BEGIN IMMEDIATE")
+            self._connect().execute("DELETE FROM facts WHERE name = ''")
+        except sqlite3.OperationalError as error:
+            if not _is_damage(error, self.path):
+                raise
+            return False
+        return True
 
-def read_frames(path: Path, start: int = 0, end: int | None = None) -> Iterator[Frame]:
-    """The intact frames of a journal file from byte `start` to byte `end` (None: all). Raises UserError if damaged."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        size = path.stat().st_size if end is None else end
-        while start < size:
-            frame = _read_frame(file, start, size)
-            if frame is None and _find_frame(file, start + 1, size):
-                raise UserError(
-                    f"journal {path} is damaged at byte {start}: a checksum does not fit. Put back a copy, or delete "
-                    f"{path.parent}: what the collection holds is then taken over, and the rest embedded again"
-                )
-            if frame is None:
+    def _read_facts(self) -> bool:
+        """Whether all facts are as they were written; those that are not keep their defaults."""
+        defaults = _no_facts()
+        rows, is_sound = _read_table(self._connect(), "SELECT * FROM facts")
+        for key, data, checksum in rows:
+            if isinstance(key, bytes) and _is_sound(data, checksum, key) and (name := key.decode()) in defaults:
+                is_array = isinstance(defaults[name], np.ndarray)
+                setattr(self, name, np.frombuffer(data, "V16") if is_array else json.loads(data))
+            else:
+                is_sound = False
+        return is_sound
+
+    def _read_batches(self) -> bool:
+        """Whether all batches are as they were written; `rows` gets the sound ones."""
+        rows, is_sound = _read_table(self._connect(), "SELECT pairs, checksum FROM batches ORDER BY seq")
+        sound = [pairs for pairs, checksum in rows if _is_sound(pairs, checksum)]
+        self._parts = [np.frombuffer(bytearray().join(sound), ROW)]
+        return is_sound and len(sound) == len(rows)
+
+    def _read_end(self) -> bool:
+        """Whether the last record is the one that was listed last."""
+        rows, is_sound = _read_table(self._connect(), "SELECT MAX(seq) FROM records")
+        last, listed = rows[0][0] or 0 if rows else 0, int(self.rows["seq"].max(initial=0))
+        self.end = max(last, listed, self.indexed)
+        return is_sound and last == listed
+
+    def _readable(self, seqs: Iterable[int]) -> Iterator[tuple[int, Record]]:
+        for seq in seqs:
+            with contextlib.suppress(DamagedError):
+                yield seq, _get(self._connect(), seq)
+
+    def _last(self) -> int:
+        return self._connect().execute("SELECT MAX(seq) FROM records").fetchone()[0] or 0
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, or a part of one that has begun. Raises UserError, and then nothing is written."""
+        with self._lock:
+            if self._is_stale:
+                self._read()
+            if self._database and self._database.in_transaction:
+                yield self._database
                 return
-            yield frame
-            start = frame.end
+            try:
+                database = self._connect()
+                database.execute("BEGIN IMMEDIATE")
+                if self._last() > self.end:
+                    raise UserError(f"another process writes to the journal {self.path}; wait until it has ended")
+                yield database
+                database.execute("COMMIT")
+            except BaseException as error:
+                self.close()  # rolls back; whether a failed COMMIT took effect is read from the file
+                self._is_stale = True
+                if not isinstance(error, sqlite3.Error):
+                    raise
+                raise UserError(
+                    f"journal {self.path} cannot be written: {error}; mend that and run again, it goes on here"
+                ) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._database is None:
+            is_new = not self.path.exists() or not self.path.stat().st_size
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            pages = f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;" if is_new else ""
+            mode = "TRUNCATE" if is_on_network(self.path) else "WAL"
+            database = connect(self.path)
+            try:
+                database.executescript(
+                    f"{pages} PRAGMA journal_mode = {mode}; PRAGMA wal_autocheckpoint = {WAL_BYTES // PAGE_BYTES};"
+                    f"PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; {_TABLES}"
+                )
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+            if is_new:
+                fsync_dir(self.path.parent)
+                fsync_dir(self.path.parent.parent)
+        return self._database
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        """Rename what is no SQLite file any more. Raises UserError for other errors (locked, full, no permission)."""
+        self.close()
+        if not _is_damage(error, self.path):
+            raise UserError(f"journal {self.path} cannot be read: {error}; mend that and run again") from None
+        for suffix in _FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
+        LOG.warning("journal %s cannot be read (%s) and is renamed to %s.damaged: the records of the collection are "
+                    "taken over, the others will be embedded again", self.path, error, self.path.name)  # fmt: skip
+        vars(self).update(_no_facts())
+        self._parts, self.end = [np.empty(0, ROW)], 0
 
 
-def _pack(kind: int, ids: np.ndarray, metadata: Collection[dict[str, Any]], vectors: np.ndarray) -> bytes:
-    text = json.dumps(list(metadata), ensure_ascii=False, separators=(",", ":")).encode()
-    body = ids.tobytes() + text + vectors.astype("<f4", copy=False).tobytes()
-    dimension = vectors.shape[1] if vectors.ndim == 2 else 0
-    head = _HEAD.pack(_MAGIC, kind, len(ids), dimension, len(text), zlib.crc32(body))
-    return head + _CRC.pack(zlib.crc32(head)) + body
+@contextlib.contextmanager
+def building(path: Path, n_bytes: int) -> Iterator[Journal]:
+    """A new journal of about `n_bytes` that takes the place of the closed one at `path` if the block ends well.
+
+    Killed on the way, the old one is as it was. Raises UserError if the disk is too full for both.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(path.parent).free) < 1.2 * n_bytes:
+        raise UserError(f"{path} needs {1.2 * n_bytes / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
+    temporary = path.with_name(f"{path.name}.new")
+    _unlink(temporary)
+    new = Journal(temporary)
+    try:
+        yield new
+    finally:
+        new.close()  # which moves the write-ahead log into the file
+    if Path(f"{path}-wal").exists() or Path(f"{temporary}-wal").exists():
+        raise UserError(f"another process reads the journal {path}; end it, and run again")
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
 
 
-def _read_frame(file: BinaryIO, start: int, size: int) -> Frame | None:
-    """The frame at byte `start`, or None if what stands there before byte `size` is not an intact one."""
-    file.seek(start)
-    head = file.read(_HEAD.size + _CRC.size)
-    if len(head) < _HEAD.size + _CRC.size or not head.startswith(_MAGIC):
-        return None
-    if _CRC.unpack_from(head, _HEAD.size)[0] != zlib.crc32(head[: _HEAD.size]):
-        return None
-    _, kind, n, dimension, text_bytes, checksum = _HEAD.unpack_from(head)
-    end = start + len(head) + 16 * n + text_bytes + 4 * n * dimension
-    body = file.read(end - start - len(head)) if end <= size else b""
-    if end > size or zlib.crc32(body) != checksum:
-        return None
-    ids = np.frombuffer(body, "V16", n)
-    metadata = json.loads(body[16 * n : 16 * n + text_bytes])
-    vectors = np.frombuffer(body, "<f4", n * dimension, 16 * n + text_bytes).reshape(n, dimension)
-    return Frame(kind, ids, metadata, vectors, end)
+def read_records(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[dict[str, Any]], np.ndarray]]:
+    """ids (n,) V16, metadata and vectors (n, D) float32 of `rows` (N,) ROW, up to READ at a time.
+
+    No transaction stays open in between, so that a writer never waits long. Raises DamagedError.
+    """
+    with contextlib.closing(connect(path)) as database:
+        for start in range(0, len(rows), READ):
+            part = rows[start : start + READ]
+            database.execute("BEGIN")
+            records = [_get(database, seq, id_) for seq, id_ in part.tolist()]
+            database.execute("COMMIT")
+            vectors = np.frombuffer(b"".join(vector for _, _, vector in records), "<f4").reshape(len(part), -1)
+            yield part["id"], [json.loads(metadata) for _, metadata, _ in records], vectors
 
 
-def _find_frame(file: BinaryIO, start: int, size: int) -> bool:
-    """Whether an intact frame begins anywhere from byte `start` on."""
-    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
-        position = content.find(_MAGIC, start)
-        while position >= 0:
-            if _read_frame(file, position, size):
-                return True
-            position = content.find(_MAGIC, position + 1)
-    return False
+def connect(path: Path) -> sqlite3.Connection:
+    """The SQLite file at `path`: every statement is a transaction but between BEGIN and COMMIT; text is bytes."""
+    database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+    database.text_factory = bytes  # damaged text may be no UTF-8
+    return database
+
+
+def is_on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether `path` lies on a network file system, where processes cannot share a write-ahead log's memory.
+
+    Told by Linux's table of mounts and Windows' kind of drive; elsewhere SQLite's own test must do.
+    """
+    path = path.absolute()
+    if sys.platform == "win32":
+        import ctypes
+
+        return path.drive.startswith("\\\\") or ctypes.windll.kernel32.GetDriveTypeW(f"{path.drive}\\") == 4
+    if not mounts.exists():
+        return False
+    entries = [line.split() for line in mounts.read_text(errors="surrogateescape").splitlines()]
+    within = [(len(folder), kind) for _, folder, kind, *_ in entries if path.is_relative_to(folder)]
+    return max(within, default=(0, ""))[1] in NETWORK
+
+
+def _insert(database: sqlite3.Connection, rows: np.ndarray, records: Iterable[Record]) -> None:
+    values = ((seq, *record, _checksum(seq, *record)) for seq, record in zip(rows["seq"].tolist(), records))
+    database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
+    pairs = rows.tobytes()
+    database.execute("INSERT INTO batches VALUES (?, ?, ?)", (int(rows["seq"][0]), pairs, zlib.crc32(pairs)))
+
+
+def _get(database: sqlite3.Connection, seq: int, id_: bytes | None = None) -> Record:
+    """The record `seq`. Raises DamagedError if it is not as it was written, or not the one of `id_`."""
+    try:
+        row = database.execute("SELECT id, metadata, vector, checksum FROM records WHERE seq = ?", (seq,)).fetchone()
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise
+        raise DamagedError(f"record {seq}: {error}") from None
+    if row is None or not all(isinstance(part, bytes) for part in row[:3]) or row[3] != _checksum(seq, *row[:3]):
+        raise DamagedError(f"record {seq}: the checksum does not match")
+    if id_ is not None and row[0] != id_:
+        raise DamagedError(f"record {seq}: the id does not match")
+    return row[:3]
+
+
+def _read_table(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...]], bool]:
+    """The rows that can be read, and whether these are all."""
+    rows: list[tuple[Any, ...]] = []
+    try:
+        for row in database.execute(query):
+            rows.append(row)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        return rows, False
+    return rows, True
+
+
+def _is_damage(error: sqlite3.Error, path: Path) -> bool:
+    """Whether the file's content causes the error: not a full disk, a permission or another process."""
+    damages = ["no such", "unsupported file format", *(["readonly"] if os.access(path, os.W_OK) else [])]
+    return not isinstance(error, sqlite3.OperationalError) or any(text in str(error) for text in damages)
+
+
+def _is_sound(data: Any, checksum: Any, before: bytes = b"") -> bool:
+    return isinstance(data, bytes) and zlib.crc32(before + data) == checksum
+
+
+def _checksum(seq: int, id_: bytes, metadata: bytes, vector: bytes) -> int:
+    return zlib.crc32(vector, zlib.crc32(metadata, zlib.crc32(seq.to_bytes(8, "little") + id_)))
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _no_facts() -> dict[str, Any]:
+    return {"model": {}, "indexed": 0, "indexing": False, "gone": _NO_IDS, "removing": _NO_IDS, "changed": _NO_IDS}
+
+
+def _unlink(path: Path) -> None:
+    for suffix in _FILES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
