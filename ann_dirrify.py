@@ -50,6 +50,15 @@ RULES = """To review, open {root} in a file manager and go through its directori
   2. Never delete the main image alone: delete the whole directory to discard it.
   3. What stays becomes a positive, what you deleted a hard negative; a directory left as it is means: all similar.
 Then: {command}"""
+REMEDIES = {  # reason for which a main image could not be loaded -> what may change it
+    "connection": "a network, or IMAGE_CACHE_DIR_PATH",
+    "timeout": "DOWNLOAD_TIMEOUT_S",
+    "rate_limited": "DOWNLOAD_WORKERS_PER_HOST, or the same command later",
+    "blocked_address": "DOWNLOAD_ALLOW_LOCAL",
+    "opted_out": "DOWNLOAD_RESPECT_NOAI",
+    "too_large": "DOWNLOAD_MAX_BYTES",
+    "too_many_pixels": "MAX_IMAGE_PIXELS",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             made = make_dirs(writer, draw_groups(candidates, writer, args), candidates, images, args)
             writer.finish()
     print_summary(root, writer.samples, images, made)
-    print_shortfall(writer.samples, candidates, made, args)
+    print_shortfall(writer.samples, candidates, images, made, args)
     print_rules(root, writer.samples, args)
     return 0 if writer.samples else 1
 
@@ -202,9 +211,13 @@ def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.
     try:
         yield
     finally:
-        cosines = {main: candidates.cosines(listed) for main, listed in writer.samples.items()}
-        facts["model"] = candidates.model
-        history.append_shown(history_path(args), writer.root, writer.begun, cosines, facts)
+        shown = [
+            {"main": main, "dir": neighbor_dirs.dir_name(index, main), "shown": candidates.cosines(listed)}
+            | facts
+            | {"model": candidates.model}
+            for index, (main, listed) in enumerate(writer.samples.items())
+        ]
+        history.append_shown(history_path(args), writer.root, writer.begun, shown)
 
 
 @dataclass
@@ -230,14 +243,14 @@ def make_dirs(
             wait = None if is_there else images.start(listed, writer.stage(listed[0]))
             return lambda: complete(group, listed[0], wait)
 
-        def complete(group: DrawnGroup, main: str, wait: Callable[[], list[str]] | None) -> bool:
-            there = wait() if wait else [main]
-            if main not in there:
+        def complete(group: DrawnGroup, main: str, wait: Callable[[], dict[str, str]] | None) -> bool:
+            digests = wait() if wait else {}
+            if wait and main not in digests:
                 made.n_lost += 1
                 writer.drop(main)
                 return False
             if wait:
-                writer.commit(main, there)
+                writer.commit(main, digests)
             made.n_dropped += group.neighbors.n_dropped
             progress.update()
             return True
@@ -259,7 +272,9 @@ def print_summary(root: Path, samples: Samples, images: DirImages, made: Made) -
         print(f"images left out because they could not be loaded: {images.failures.total()} ({reasons})")
 
 
-def print_shortfall(samples: Samples, candidates: Candidates, made: Made, args: argparse.Namespace) -> None:
+def print_shortfall(
+    samples: Samples, candidates: Candidates, images: DirImages, made: Made, args: argparse.Namespace
+) -> None:
     """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that change it."""
     if args.ann_sampler_name == "ids":
         print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
@@ -268,11 +283,11 @@ def print_shortfall(samples: Samples, candidates: Candidates, made: Made, args: 
         return
     n_shown = len({id_ for listed in samples.values() for id_ in listed})
     n_annotated = len({row for positives, _ in candidates.annotated for row in positives})
-    remedies = ["a smaller ANN_DIRRIFY_NNEAREST"]
+    remedies = ["a smaller ANN_DIRRIFY_NNEAREST"] if samples else []
     remedies += ["ANN_SAMPLER_NAME, ANN_SAMPLER_CFG"] if args.ann_sampler_name != "random" else []
     remedies += ["ANN_DIRRIFY_WHERE"] if args.ann_dirrify_where else []
     remedies += ["ANN_DIRRIFY_EXCLUDE_DIRS"] if args.ann_dirrify_exclude_dirs else []
-    remedies += ["DOWNLOAD_ALLOW_LOCAL"] if made.n_lost and not args.download_allow_local else []
+    remedies += [REMEDIES[reason] for reason in images.failures if made.n_lost and reason in REMEDIES]
     print(
         f"only {len(samples)} of {args.ann_dirrify_ndirs} directories (ANN_DIRRIFY_NDIRS): no image is left to be a "
         f"main image. Of {len(candidates.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "

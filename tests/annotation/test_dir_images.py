@@ -12,7 +12,10 @@ import pytest
 
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, names_in
 from tests.support.servers import PhotoServer, Server, send
+from utils.annotation import dir_images
 from utils.annotation.dir_images import DirImages
+from utils.annotation.neighbor_dirs import file_digest
+from utils.errors import UserError
 from utils.images.cache import ImageCache
 from utils.web.download import DownloadLimits
 
@@ -35,7 +38,7 @@ def originals(url: str, cache: Path | str = "", n_workers: int = 4, per_host: in
 def test_cached_images_are_copied_and_the_rest_downloaded(tmp_path, server):
     fill_cache(IDS[:4], tmp_path / "cache")
     with originals(server.url, tmp_path / "cache") as images:
-        assert images.start(IDS, tmp_path / "folder")() == IDS
+        assert list(images.start(IDS, tmp_path / "folder")()) == IDS
     assert names_in(tmp_path / "folder") == [f"{rank}_{id_}.jpg" for rank, id_ in enumerate(IDS)]
     for i, id_ in enumerate(IDS):
         assert (tmp_path / "folder" / f"{i}_{id_}.jpg").read_bytes() == image_bytes(i)
@@ -53,7 +56,7 @@ def test_a_cached_image_that_is_damaged_or_gone_is_downloaded(tmp_path, server, 
     else:
         cached.write_bytes(damage)
     with originals(server.url, tmp_path / "cache") as images:
-        assert images.start(IDS[:1], tmp_path / "folder")() == IDS[:1]
+        assert list(images.start(IDS[:1], tmp_path / "folder")()) == IDS[:1]
     assert images.n_downloaded == 1
 
 
@@ -61,21 +64,21 @@ def test_what_cannot_be_loaded_is_left_out_and_counted(tmp_path, server):
     server.files.pop(f"{IDS[2]}.jpg")
     server.files[f"{IDS[3]}.jpg"] = image_bytes(3)[:200]
     with originals(server.url) as images:
-        assert images.start(IDS, tmp_path / "folder")() == [IDS[0], IDS[1], IDS[4], IDS[5]]
+        assert list(images.start(IDS, tmp_path / "folder")()) == [IDS[0], IDS[1], IDS[4], IDS[5]]
     assert images.failures == {"http_status": 1, "truncated": 1}
 
 
 def test_nothing_more_is_fetched_for_a_main_image_that_failed(tmp_path, server):
     server.files.pop(f"{IDS[0]}.jpg")
     with originals(server.url, n_workers=1) as images:
-        assert images.start(IDS, tmp_path / "folder")() == []
+        assert list(images.start(IDS, tmp_path / "folder")()) == []
     assert images.failures == {"http_status": 1}
     assert server.requests.total() == 1
 
 
 def test_an_image_without_a_url_is_left_out(tmp_path):
     with DirImages(ImageCache("", 0), lambda ids: ["" for _ in ids], LIMITS, 10**6, 2, 0) as images:
-        assert images.start(IDS, tmp_path / "folder")() == []
+        assert list(images.start(IDS, tmp_path / "folder")()) == []
     assert images.failures == {"bad_record": 1}
 
 
@@ -114,6 +117,54 @@ def test_leaving_does_not_wait_for_a_host_that_hangs(tmp_path):
             raise KeyboardInterrupt
         assert time.monotonic() - start < 2
         server.go.set()
+
+
+def test_the_digests_are_those_of_the_files_written(tmp_path, server):
+    fill_cache(IDS[:2], tmp_path / "cache")
+    with originals(server.url, tmp_path / "cache") as images:
+        digests = images.start(IDS, tmp_path / "folder")()
+    for rank, id_ in enumerate(IDS):
+        with (tmp_path / "folder" / f"{rank}_{id_}.jpg").open("rb") as file:
+            assert digests[id_] == file_digest(file)
+
+
+NO_NETWORK = "http://no-such-host.invalid"  # reserved: never resolves
+
+
+def test_without_a_network_a_few_failures_are_enough(tmp_path, server):
+    many = [id_of(f"many {i}") for i in range(200)]
+    with originals(NO_NETWORK, n_workers=8) as images:
+        waits = [images.start([id_], tmp_path / str(i)) for i, id_ in enumerate(many)]
+        with pytest.raises(
+            UserError, match=r"no network: \d+ downloads in a row failed .*connection: .*IMAGE_CACHE_DIR"
+        ):
+            for wait in waits:
+                wait()
+
+
+def test_any_answer_shows_that_there_is_a_network(tmp_path, server):
+    urls = [NO_NETWORK, server.url, f"{server.url}/gone"]  # 404 is an answer
+    kinds = [(0, *[1, 0, 2][i % 3 :]) for i in range(60)]
+    order = [id_of(f"kind {i}/{j}/{kind}") for i, of in enumerate(kinds) for j, kind in enumerate(of)]
+    url_of = dict(zip(order, (urls[kind] for of in kinds for kind in of)))
+    limits = DownloadLimits(5, 1, 10**6, True, True)
+    with DirImages(ImageCache("", 0), lambda ids: [url_of[i] for i in ids], limits, 10**6, 1, 0) as images:
+        for i, id_ in enumerate(order):
+            images.start([id_], tmp_path / str(i))()
+    assert images.failures["connection"] > 16
+
+
+@pytest.mark.parametrize(("n", "ends"), [(3, False), (4, True)])
+def test_a_long_silence_counts_as_no_network_but_one_slow_host_does_not(tmp_path, monkeypatch, n, ends):
+    monkeypatch.setattr(dir_images, "MAX_QUIET_S", 0)
+    with originals(NO_NETWORK, n_workers=1) as images:
+        for i in range(n):
+            wait = images.start([IDS[i]], tmp_path / str(i))
+            if ends and i == n - 1:
+                with pytest.raises(UserError, match="no network"):
+                    wait()
+            else:
+                assert wait() == {}
 
 
 def test_a_full_disk_is_an_os_error_of_who_waits(tmp_path, server):

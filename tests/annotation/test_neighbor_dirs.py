@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.support.annotation_data import id_of, names_in, tree
+from tests.support.annotation_data import id_of, make_dir, names_in, tree
 from utils.annotation import neighbor_dirs
 from utils.annotation.neighbor_dirs import DirWriter, check, is_unfinished, read_samples
 from utils.errors import UserError
@@ -17,12 +18,7 @@ SETTINGS = {"ANN_SEED": 0}
 
 
 def fill(writer: DirWriter, main: str) -> None:
-    folder = writer.stage(main)
-    folder.mkdir()
-    listed = [main, *(id_of(f"{main} {rank}") for rank in range(1, 12))]
-    for rank, id_ in enumerate(listed):
-        (folder / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(b"image")
-    writer.commit(main, listed)
+    make_dir(writer, dict.fromkeys([main, *(id_of(f"{main} {rank}") for rank in range(1, 12))], b"image"))
 
 
 def make(root: Path, mains: list[str]) -> None:
@@ -34,7 +30,8 @@ def make(root: Path, mains: list[str]) -> None:
 
 def test_a_finished_root_holds_the_directories_and_their_list_alone(tmp_path: Path):
     make(tmp_path / "root", MAINS)
-    assert names_in(tmp_path / "root") == [*(f"{i}_{main}" for i, main in enumerate(MAINS)), "samples.json"]
+    dirs = [f"{i}_{main}" for i, main in enumerate(MAINS)]
+    assert names_in(tmp_path / "root") == [".digests.json", *dirs, "READ ME.txt", "samples.json"]
     assert list(read_samples(tmp_path / "root")) == MAINS
     assert not is_unfinished(tmp_path / "root")
 
@@ -43,13 +40,15 @@ def test_while_it_is_made_only_complete_directories_are_visible(tmp_path: Path):
     with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
         fill(writer, MAINS[0])
         writer.stage(MAINS[1]).mkdir()
-        assert [name for name in names_in(tmp_path / "root") if not name.startswith(".")] == [f"0_{MAINS[0]}"]
+        visible = [name for name in names_in(tmp_path / "root") if not name.startswith(".")]
+        assert visible == [f"0_{MAINS[0]}", "READ ME.txt"]
         assert is_unfinished(tmp_path / "root")
         fill_rest = [MAINS[2]]
         for main in fill_rest:
             fill(writer, main)
         writer.finish()
-    assert names_in(tmp_path / "root") == [f"0_{MAINS[0]}", f"1_{MAINS[2]}", "samples.json"]
+    dirs = [f"0_{MAINS[0]}", f"1_{MAINS[2]}"]
+    assert names_in(tmp_path / "root") == [".digests.json", *dirs, "READ ME.txt", "samples.json"]
 
 
 def test_an_unfinished_root_goes_on_with_what_is_complete_listed_or_not(tmp_path: Path):
@@ -92,6 +91,44 @@ def test_a_damaged_marker_is_one_line(tmp_path: Path):
         (tmp_path / "root" / neighbor_dirs.MARKER).write_text(content)
         with pytest.raises(UserError):
             check(tmp_path / "root", SETTINGS)
+
+
+def test_a_reviewer_who_gets_a_zip_needs_nothing_else(tmp_path: Path):
+    make(tmp_path / "root", MAINS)
+    text = (tmp_path / "root" / "READ ME.txt").read_bytes()
+    assert text.count(b"\r\n") == text.count(b"\n") == 6
+    assert text.splitlines()[-1].endswith(b": ______________________________")
+
+
+def test_a_name_that_was_filled_in_stays_when_a_run_goes_on(tmp_path: Path):
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+    (tmp_path / "root" / "READ ME.txt").write_text("return to Ada")
+    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
+        writer.finish()
+    assert (tmp_path / "root" / "READ ME.txt").read_text() == "return to Ada"
+
+
+def test_the_digests_of_the_bytes_written_are_kept_in_the_order_of_the_samples(tmp_path: Path):
+    root = tmp_path / "root"
+    images = {main: {main: b"main", id_of(main): main.encode()} for main in MAINS}
+    with DirWriter(root, SETTINGS, "data") as writer:
+        for of in images.values():
+            make_dir(writer, of)
+        writer.finish()
+    whole = (root / ".digests.json").read_bytes()
+    digests = neighbor_dirs.read_digests(root)
+    assert digests == {
+        main: [neighbor_dirs.file_digest(io.BytesIO(b)) for b in of.values()] for main, of in images.items()
+    }
+    for name in (".digests.json", "samples.json"):  # as a kill before the list is written leaves it
+        (root / name).unlink()
+    (root / neighbor_dirs.MARKER).write_text(json.dumps({"settings": SETTINGS, "data": "data", "begun": ""}))
+    with DirWriter(root, SETTINGS, "data") as writer:
+        writer.finish()
+    assert (root / ".digests.json").read_bytes() == whole
+    (root / ".digests.json").write_text("[")
+    assert neighbor_dirs.read_digests(root) == {}
 
 
 def test_a_root_in_which_nothing_was_made_vanishes(tmp_path: Path):

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import requests
 
-from tests.support.annotation_data import fill_cache, id_of, image_bytes, make_collection
+from tests.support.annotation_data import fill_cache, id_of, image_bytes, make_collection, make_dir
 from tests.support.servers import Server, send
 from utils.annotation import neighbor_dirs, neighbors
 from utils.annotation.dir_images import DirImages
@@ -219,12 +219,7 @@ def make_reviewed(root: Path, n_dirs: int) -> None:
     with DirWriter(root, {}, "") as writer:
         for number in range(n_dirs):
             listed = [id_of(f"{number}/{rank}") for rank in range(N_NEAREST + 1)]
-            folder = writer.stage(listed[0])
-            folder.mkdir()
-            for rank, id_ in enumerate(listed):
-                if rank % 3 != 1:
-                    (folder / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(image)
-            writer.commit(listed[0], listed)
+            make_dir(writer, {id_: b"" if rank % 3 == 1 else image for rank, id_ in enumerate(listed)})
         writer.finish()
 
 

@@ -78,7 +78,8 @@ def test_directories_hold_the_main_image_and_the_true_nearest_in_rank_order(vect
         folder = ROOT / f"{index}_{main}"
         assert sorted(names) == names_in(folder)
         assert all((folder / name).read_bytes() == image_bytes(ids.index(name[2:-4])) for name in names)
-    assert names_in(ROOT) == sorted(["samples.json", *(f"{i}_{main}" for i, main in enumerate(samples))])
+    visible = [name for name in names_in(ROOT) if not name.startswith(".")]
+    assert visible == sorted(["samples.json", "READ ME.txt", *(f"{i}_{main}" for i, main in enumerate(samples))])
 
 
 def test_images_are_copies_so_that_a_viewer_may_rotate_them(ids):
@@ -147,7 +148,7 @@ def test_another_main_image_is_drawn_for_one_that_cannot_be_loaded(web_ids, serv
     dirrify("--download-workers", n_workers, n_dirs=8, n_nearest=2)
     samples = read_samples()
     assert len(samples) == 8
-    assert {int(name.split("_")[0]) for name in names_in(ROOT) if name != "samples.json"} == set(range(8))
+    assert {int(path.name.split("_")[0]) for path in ROOT.glob("[0-9]*")} == set(range(8))
     gone = {web_ids[i] for i in range(0, N, 3)}
     assert not gone & {id_ for listed in samples.values() for id_ in listed}
     shutil.rmtree(ROOT)
@@ -174,6 +175,32 @@ def test_no_directory_at_all_is_exit_code_1_and_leaves_no_folder(web_ids, server
     assert dirrify("--download-workers", 4) == 1
     assert not ROOT.exists()
     assert "could not be loaded" in capsys.readouterr().out
+
+
+def test_the_remedies_of_a_shortfall_fit_the_reasons(web_ids, server, capsys):
+    dirrify("--download-max-bytes", 10, n_dirs=N)
+    assert "What changes it: DOWNLOAD_MAX_BYTES, more images" in capsys.readouterr().out
+
+
+def test_without_network_and_cache_it_stops_with_one_line_and_the_same_command_goes_on(vectors, server, monkeypatch):
+    urls = [f"{server.url}/{i}.jpg" for i in range(N)]
+    ids = make_collection(vectors, urls)
+    dirrify("--ann-dirrify-dir-path", "whole", n_dirs=8)
+    first = list(read_samples(Path("whole")).values())[:3]
+    fill_cache(ids)
+    for id_ in set(ids) - {id_ for listed in first for id_ in listed}:
+        (CACHE / id_[:2] / f"{id_}.jpg").unlink()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"no network: .*refused.*IMAGE_CACHE_DIR_PATH") as error,
+    ):
+        patch.setenv("http_proxy", "http://127.0.0.1:9")
+        patch.setenv("no_proxy", "")
+        dirrify("--download-attempts", 1, n_dirs=8)
+    assert "\n" not in str(error.value)
+    assert list(read_samples().values()) == first
+    assert dirrify(n_dirs=8) == 0
+    assert read_samples() == read_samples(Path("whole"))
 
 
 def test_a_folder_that_is_not_empty_is_not_touched(ids):
@@ -243,7 +270,7 @@ def test_an_interrupted_run_leaves_complete_directories_and_is_continued(web_ids
     samples = read_samples(Path("broken"))
     assert list(samples) == list(read_samples(Path("whole")))[:5]
     names = {name for name in names_in(Path("broken")) if not name.startswith(".")}
-    assert names == {"samples.json", *(f"{i}_{main}" for i, main in enumerate(samples))}
+    assert names == {"samples.json", "READ ME.txt", *(f"{i}_{main}" for i, main in enumerate(samples))}
     assert dirrify("--ann-dirrify-dir-path", "broken", n_dirs=9, n_nearest=3) == 0
     assert tree(Path("broken")) == tree(Path("whole"))
 
@@ -503,10 +530,10 @@ def test_a_full_disk_leaves_complete_directories_and_a_rerun_goes_on(ids, monkey
     fitting = {ROOT / f".{main}.part" for main in list(read_samples(Path("whole")))[:3]}
     write_copy = dir_images.write_copy
 
-    def fill_disk(file: BinaryIO, stem: Path) -> None:
+    def fill_disk(file: BinaryIO, stem: Path) -> Path:
         if stem.parent not in fitting:
             raise OSError(errno.ENOSPC, "No space left on device", "x.jpg")
-        write_copy(file, stem)
+        return write_copy(file, stem)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(dir_images, "write_copy", fill_disk)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.annotation import neighbor_dirs
+from utils.annotation.neighbor_dirs import DirWriter
 from utils.store.collection import open_client
 
 CHROMA, CACHE, ROOT, ANNOTATED = (
@@ -64,6 +66,16 @@ def fill_cache(ids: Sequence[str], folder: Path = CACHE, n_images: int = 0, side
 def random_vectors(n: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((n, dimension)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_dir(writer: DirWriter, images: Mapping[str, bytes]) -> None:
+    """One directory of a root; images: id -> bytes, the main image first; without bytes no file."""
+    main = next(iter(images))
+    writer.stage(main).mkdir()
+    for rank, (id_, image) in enumerate(images.items()):
+        if image:
+            (writer.stage(main) / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(image)
+    writer.commit(main, {id_: neighbor_dirs.file_digest(io.BytesIO(image)) for id_, image in images.items()})
 
 
 def read_samples(root: Path = ROOT) -> dict[str, list[str]]:

@@ -1,10 +1,12 @@
 """The history: what reviewers were shown and what they decided, one JSON object per directory and event, append-only.
 
-Shown:     {"root", "main", "shown": {id: cosine to main}, "sampler", "options", "seed", "pick", "model", "time"}
-Loaded:    {"root", "main", "kept": [ids], "deleted": [ids], "time"}
-Discarded: {"root", "main", "discarded": true, "time"}
-Undone:    {"root": null, "main", "undone": true, "time"}, when its load was undone
-`time` is UTC, ISO 8601. The annotated data do not depend on the history; everything else works without one.
+Shown:       {"root", "main", "dir", "shown": {id: cosine}, "sampler", "options", "seed", "pick", "model", "time"}
+Loaded:      {"root", "main", "dir", "kept": [ids], "deleted": [ids], "time"}; + "replaced": the record before
+Discarded:   {"root", "main", "dir", "discarded": true, "time"}
+Second look: {"root", "main", "dir", "second_look": {"kept", "deleted"}, "record": {"pos", "neg"}, "time"}
+Undone:      {"root": null, "main", "undone": true, "time"}, when its load was undone
+Events of one load share "load", an id, and "records", the name of the annotated data; undone events repeat both.
+`time` is UTC, ISO 8601. The annotated data do not depend on the history; without one only the last load can be undone.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,17 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_events(path: Path | None) -> Iterator[Event]:
-    """All events, oldest first; none without a file. Damaged lines are skipped with a warning."""
+def read_events(path: Path | None, skip: str = "") -> Iterator[Event]:
+    """All events, oldest first; none without a file. Damaged lines are skipped with a warning.
+
+    Lines that contain `skip` are passed over without the cost of parsing them.
+    """
     if path is None or not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
+            if skip and skip in line:
+                continue
             try:
                 event = json.loads(line)
             except ValueError:
@@ -59,20 +66,11 @@ def append(path: Path | None, events: Iterable[Event]) -> None:
         os.fsync(file.fileno())
 
 
-def append_shown(
-    path: Path | None, root: Path, begun: str, shown: Mapping[str, Mapping[str, float]], facts: Event
-) -> None:
-    """Append the directories that a run, begun at that time, has in `root`: main id -> {id: cosine}; each once."""
+def append_shown(path: Path | None, root: Path, begun: str, shown: Sequence[Event]) -> None:
+    """Append the directories that a run, begun at that time, has in `root`: events without root and time; each once."""
     name = str(root.resolve())
     known = {event["main"] for event in read_events(path) if _is_of(event, name, begun)}
-    append(
-        path,
-        (
-            {"root": name, "main": main, "shown": cosines, **facts, "time": now()}
-            for main, cosines in shown.items()
-            if main not in known
-        ),
-    )
+    append(path, ({"root": name, **event, "time": now()} for event in shown if event["main"] not in known))
 
 
 def _is_of(event: Event, root: str, begun: str) -> bool:
@@ -84,10 +82,22 @@ def shown(events: Iterable[Event]) -> set[str]:
     return {id_ for event in events if isinstance(event.get("shown"), dict) for id_ in event["shown"]}
 
 
+def in_effect(events: Iterable[Event]) -> list[Event]:
+    """Without the events of undone loads and the undone events that name a load."""
+    events = list(events)
+    undone = {str(event["load"]) for event in events if event.get("undone") and event.get("load")}
+    return [event for event in events if str(event.get("load")) not in undone]
+
+
+def read_decisions(path: Path | None) -> list[Event]:
+    """The events in effect, without those of what was shown."""
+    return in_effect(event for event in read_events(path, skip='"shown": {') if "shown" not in event)
+
+
 def discarded(events: Iterable[Event]) -> set[str]:
     """Main ids of directories whose last decision was to discard them."""
     mains: set[str] = set()
-    for event in events:
+    for event in in_effect(event for event in events if "shown" not in event):
         if event.get("discarded"):
             mains.add(event["main"])
         elif "kept" in event:

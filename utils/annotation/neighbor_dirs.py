@@ -3,19 +3,22 @@
 ROOT/samples.json lists what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
 A directory is filled under a hidden name, renamed when complete, and listed after that. A hidden marker stays in ROOT
 until the last directory is listed. So every listed directory is complete, wherever the run was killed.
+ROOT/.digests.json holds the digests of the bytes written, {main id: [digest of each listed image]}; with them an image
+is known without its name. ROOT/READ ME.txt holds the rules for a reviewer who gets nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from utils import ids
 from utils.annotation.history import now
@@ -24,8 +27,18 @@ from utils.files import read_json, replacing, write_json
 from utils.log import LOG
 
 SAMPLES = "samples.json"
+DIGESTS = ".digests.json"
 MARKER = ".unfinished.json"  # {"settings": of the run that makes the root, "data": fingerprint, "begun": time}
 PART_SUFFIX = ".part"
+README = "READ ME.txt"
+README_TEXT = """\
+In each folder the image whose name begins with 0_ is the main image. Go through the folders from 0 up:
+1. Delete every image that is not similar to the main image.
+2. Not sure? Make a new folder inside that folder and move the image there.
+3. Never delete the main image alone. If it is of no use, delete its whole folder.
+4. Do not change names. A folder that you leave as it is means: all its images are similar.
+When you are done, return everything, this file too, to: ______________________________
+"""
 LIST_EVERY_S = 1.0  # each time samples.json is rewritten as a whole: one megabyte for a thousand directories
 
 Samples = dict[str, list[str]]
@@ -46,8 +59,16 @@ def dir_name(index: int, main: str) -> str:
     return f"{index}_{main}"
 
 
+def file_digest(file: BinaryIO) -> str:
+    """BLAKE2b of 16 bytes in hexadecimal, of the rest of the file."""
+    digest = hashlib.blake2b(digest_size=16)
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def lock_path(root: Path) -> Path:
-    """Beside the root, not inside: a reviewer sees images only."""
+    """Beside the root, not inside: a reviewer sees nothing but images and READ ME.txt."""
     root = root.absolute()
     return root.with_name(f".{root.name}.lock")
 
@@ -83,9 +104,19 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
     return listed[:1] == [main] and len(set(listed)) == len(listed)
 
 
-def write_samples(root: Path, samples: Samples) -> None:
-    with replacing(root / SAMPLES) as file:  # one directory per line
-        rows = (f"\n  {json.dumps(main)}: {json.dumps(listed)}" for main, listed in samples.items())
+def read_digests(root: Path) -> Samples:
+    """{main id: [digest of each listed image, "" if unknown]}; {} without a readable file."""
+    try:
+        digests = read_json(root / DIGESTS, "the digests")
+    except UserError:
+        return {}
+    is_valid = isinstance(digests, dict) and all(isinstance(listed, list) for listed in digests.values())
+    return digests if is_valid else {}
+
+
+def _write_lists(path: Path, lists: Samples) -> None:
+    with replacing(path) as file:  # one directory per line
+        rows = (f"\n  {json.dumps(main)}: {json.dumps(listed)}" for main, listed in lists.items())
         file.write("{" + ",".join(rows) + "\n}\n")
 
 
@@ -123,6 +154,7 @@ class DirWriter:
         """`root` has passed check(). data: fingerprint of the candidates."""
         self.root = root
         self.samples: Samples = {}
+        self._digests: Samples = {}
         self.same_data, self.begun = True, now()
         self._n_listed, self._listed_at = 0, time.monotonic()
         root.mkdir(parents=True, exist_ok=True)
@@ -133,6 +165,9 @@ class DirWriter:
             self._resume()
         else:
             write_json(root / MARKER, {"settings": settings, "data": data, "begun": self.begun})
+        if not (root / README).exists():  # a name that someone filled in stays
+            with replacing(root / README, binary=True) as file:
+                file.write(README_TEXT.replace("\n", "\r\n").encode())
 
     def __enter__(self) -> DirWriter:
         return self
@@ -141,7 +176,8 @@ class DirWriter:
         self._list()
         _remove_parts(self.root)
         if not self.samples:  # leave no trace: the next run may have other settings
-            (self.root / MARKER).unlink(missing_ok=True)
+            for name in (MARKER, DIGESTS, README):
+                (self.root / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.root.rmdir()
         elif is_unfinished(self.root):
@@ -151,13 +187,14 @@ class DirWriter:
         """The hidden folder in which to make one directory; its parent exists, it does not."""
         return self.root / f".{main}{PART_SUFFIX}"
 
-    def commit(self, main: str, listed: list[str]) -> None:
+    def commit(self, main: str, digests: Mapping[str, str]) -> None:
         """Rename the staged folder. It is listed within LIST_EVERY_S, or when the context is left.
 
-        The images are not synced: a power cut may leave empty files, which ann_dirload.py counts as unknown.
+        digests: id -> file_digest of its image, in rank order. The images are not synced: a power cut may leave
+        empty files, which ann_dirload.py counts as unknown.
         """
         os.replace(self.stage(main), self.root / dir_name(len(self.samples), main))
-        self.samples[main] = listed
+        self.samples[main], self._digests[main] = list(digests), list(digests.values())
         if time.monotonic() - self._listed_at > LIST_EVERY_S:
             self._list()
 
@@ -175,17 +212,32 @@ class DirWriter:
     def _list(self) -> None:
         self._listed_at = time.monotonic()
         if len(self.samples) > self._n_listed:
-            write_samples(self.root, self.samples)
+            _write_lists(self.root / DIGESTS, self._digests)
+            _write_lists(self.root / SAMPLES, self.samples)
             self._n_listed = len(self.samples)
 
     def _resume(self) -> None:
         if (self.root / SAMPLES).exists():
             self.samples = read_samples(self.root)
             self._n_listed = len(self.samples)
+        self._digests = read_digests(self.root)
         for index, main, listed in sorted(_read_complete(self.root)):
             if main not in self.samples and index == len(self.samples):
                 self.samples[main] = listed
+        for index, (main, listed) in enumerate(self.samples.items()):
+            if main not in self._digests:
+                self._digests[main] = _digest_dir(self.root / dir_name(index, main), listed)
+        self._digests = {main: self._digests[main] for main in self.samples}
         self._list()
+
+
+def _digest_dir(folder: Path, listed: list[str]) -> list[str]:
+    digests = dict.fromkeys(listed, "")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if (id_ := path.stem.partition("_")[2]) in digests and path.is_file():
+            with path.open("rb") as file:
+                digests[id_] = file_digest(file)
+    return list(digests.values())
 
 
 def _read_marker(root: Path) -> dict[str, Any]:
@@ -206,7 +258,7 @@ def _remove_parts(root: Path) -> None:
 
 def _is_temporary(name: str) -> bool:
     """A temporary file of utils.files.replacing, left by a killed process."""
-    return name.startswith((f".{MARKER}.", f".{SAMPLES}."))
+    return name.startswith(tuple(f".{written}." for written in (MARKER, SAMPLES, DIGESTS, README)))
 
 
 def _names(root: Path) -> list[str]:

@@ -1,24 +1,51 @@
-"""What a reviewer left of a root made by neighbor_dirs: which images are kept, deleted, or found elsewhere.
+"""What a reviewer left of a root made by neighbor_dirs: which images are kept, deleted, or undecided.
 
-People and file managers rename, copy, drag and re-save, so only the id in a name counts. An image belongs in a
-directory that was made with it. An image found outside such a directory is neither kept nor deleted.
+People and programs rename, copy, drag, re-save, evict and half copy files. So a listed image counts as deleted only if
+no entry of its directory could still be it:
+1. A file with its id and an image extension is the image; an empty one is unknown.
+2. A sidecar with its id says nothing, whatever the bytes.
+3. Any other entry with its id (placeholders, partial files, lost extensions) is the image if it decodes, else unknown.
+4. An image without any id is known by its digest; otherwise its directory is not recorded while images are missing.
+An image found outside its directory is undecided, too: neither positive nor negative.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils import ids
-from utils.annotation.neighbor_dirs import Samples, dir_name, image_name, is_unfinished, rank_in, read_samples
+from utils.annotation.neighbor_dirs import (
+    Samples,
+    dir_name,
+    file_digest,
+    image_name,
+    is_unfinished,
+    rank_in,
+    read_digests,
+    read_samples,
+)
+from utils.errors import ImageError
 
 _IMAGE_EXTENSIONS = """.apng .avif .avifs .bmp .dib .gif .heic .heics .heif .heifs .ico .j2c .j2k .jfif .jp2 .jpc .jpe
     .jpeg .jpf .jpg .jpm .jpx .jxl .mpo .pbm .pgm .png .pnm .ppm .qoi .svg .tga .tif .tiff .webp"""
 IMAGE_EXTENSIONS = frozenset(_IMAGE_EXTENSIONS.split())
-# Folders that systems create anywhere: trash cans, thumbnails, AppleDouble files.
-_SYSTEM_DIRS = frozenset({"__macosx", "$recycle.bin", "recycler", "system volume information", "@eadir", "lost+found"})
+# Files beside images that hold no image, in lower case. The list is closed: anything else could be an image.
+SIDECARS = ("._*", "*.xmp", "*.json", "*.txt", "*.aae", "*.pp3", "*_original", "*~", "thumbs*", "*_thumb*")
+_is_sidecar = re.compile("|".join(map(fnmatch.translate, SIDECARS))).match
+_FOLDER_FILES = frozenset({".ds_store", "desktop.ini", ".directory", "ehthumbs.db", ".picasa.ini", "icon\r"})
+# Folders that systems create anywhere, in lower case: trash cans, thumbnails, snapshots, AppleDouble files.
+_SYSTEM_DIRS = frozenset(
+    {"__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found"}
+    | {"@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot"}
+)
+_SHORT_NAME = re.compile(r"(?<![0-9a-f])([0-9a-f]{6,})~", re.IGNORECASE)  # Windows' 8.3 names
+_MAX_PIXELS, _MIN_SIDE = 100_000_000, 64
 
 KINDS = {  # directories that cannot be recorded: kind -> one of them, several of them
     "unknown": ("unknown folder", "unknown folders"),
@@ -26,45 +53,56 @@ KINDS = {  # directories that cannot be recorded: kind -> one of them, several o
     "copied": ("main image with two folders (keep one)", "main images with two folders (keep one)"),
     "moved": ("moved folder (move it back)", "moved folders (move them back)"),
     "no main": ("without main image", "without main image"),
+    "no folder": ("that is no folder any more (put it back)", "that are no folders any more (put them back)"),
+    "no id": ("with an image without id (put its id back)", "with images without id (put their ids back)"),
+    "misfit": ("folder whose samples.json is another run's", "folders whose samples.json is another run's"),
 }
+UNKNOWN, ASIDE, MISPLACED = "unknown", "set aside", "misplaced"  # why an image is undecided
 
 
 @dataclass
 class ReviewedDir:
     """One directory as it was found, ready to be recorded. Ids in rank order, the main image first."""
 
-    root: Path
-    name: str
+    path: Path
+    review: Review
     main: str
     kept: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)  # id -> where it was found: neither kept nor deleted
+    undecided: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> UNKNOWN, ASIDE or MISPLACED; where
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     @property
     def is_untouched(self) -> bool:
-        return not self.deleted and not self.elsewhere
+        return not self.deleted and all(kind == UNKNOWN for kind, _ in self.undecided.values())
 
 
 @dataclass
 class Review:
-    """One root as it was found."""
+    """One root as it was found. name: of the root, absolute."""
 
     root: Path
+    name: str
     samples: Samples
     is_unfinished: bool
     dirs: list[ReviewedDir] = field(default_factory=list)  # in index order
     discarded: list[ReviewedDir] = field(default_factory=list)  # deleted directories, under their original names
     skipped: list[tuple[str, str]] = field(default_factory=list)  # not to be recorded: key of KINDS, message
-    foreign: list[str] = field(default_factory=list)  # images outside the directories that they belong to
+    foreign: list[str] = field(default_factory=list)  # images in another directory, directories in another root
+    is_misfit: bool = False  # samples.json is not of these directories
+    n_empty: int = 0  # directories without any of their images
 
 
-@dataclass(frozen=True)
-class _Image:
-    """A file with an image's extension and ids (utils.ids.in_name) in its name."""
+@dataclass(eq=False)
+class _File:
+    """An entry of a folder that is an image or could be one."""
 
     name: str
-    ids: list[str]
-    is_empty: bool
+    ids: list[str]  # keys of the ids in its name
+    state: str  # "image", "empty", "doubtful" (it is the image if it decodes), "folder" or "unclear"
 
 
 @dataclass(eq=False)
@@ -73,7 +111,8 @@ class _Folder:
 
     path: Path
     parent: _Folder | None  # None for the root
-    images: list[_Image] = field(default_factory=list)
+    files: list[_File] = field(default_factory=list)
+    nameless: list[str] = field(default_factory=list)  # files without an id
 
 
 @dataclass(eq=False)
@@ -84,10 +123,12 @@ class _Place:
     review: Review
     is_direct: bool  # directly in the root
     is_home: bool  # so, and made for that root
-    main: str  # main id of the directory, in lower case; "" if the folder is none
-    enclosing: str  # main id of the directory around the folder, itself included
-    images: list[tuple[str, _Image]]  # with the id that counts: of several in a name, one that belongs here
-    ranks: dict[str, int]  # of the ids that belong here, in lower case
+    named: list[str]  # keys of the ids in its name
+    main: str  # key of the main id of the directory; "" if the folder is none
+    enclosing: str  # key of the main id of the directory around the folder, itself included
+    files: list[tuple[str, _File]]  # with the id that counts: of several in a name, one that belongs here
+    ranks: dict[str, int]  # of the ids that belong here, by key
+    nameless: list[str]  # files without an id; after _match_digests, images that are unmatched
 
 
 @dataclass(frozen=True)
@@ -99,6 +140,7 @@ class _Stray:
     rank: int
     enclosing: str
     is_foreign: bool
+    kind: str
 
 
 def read_roots(roots: Sequence[Path]) -> list[Review]:
@@ -106,16 +148,30 @@ def read_roots(roots: Sequence[Path]) -> list[Review]:
 
     Raises UserError if a root or its samples.json is missing or malformed.
     """
-    reviews = [Review(root, read_samples(root), is_unfinished(root)) for root in roots]
-    known = {main.lower(): listed for review in reversed(reviews) for main, listed in review.samples.items()}
+    reviews = [Review(root, str(root.resolve()), read_samples(root), is_unfinished(root)) for root in roots]
+    known = {_key(main): listed for review in reversed(reviews) for main, listed in review.samples.items()}
     places = [place for review in reviews for place in _find_places(review, known)]
+    _match_digests(reviews, places)
     strays = [stray for place in places for stray in _find_strays(place)]
     for review in reviews:
-        _sort_out(review, places, strays)
+        here = [place for place in places if place.review is review or not place.is_home]
+        _sort_out(review, here, strays, reviews)
     _give_back(reviews, strays)
     return reviews
 
 
+@functools.cache
+def _key(id_: str) -> str:
+    """Ids are compared in lower case and with hyphens; programs change both."""
+    digits = id_.replace("-", "").lower()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _ids_in(name: str) -> list[str]:
+    return [id_ if len(id_) == 36 else _key(id_) for id_ in ids.in_name(name)]
+
+
+# --- what lies in a root ----------------------------------------------------------------------------------------------
 def _walk(root: Path) -> Iterator[_Folder]:
     """`root` and all folders in it, parents first. Skips symbolic links and the systems' folders."""
     waiting = [_Folder(root, None)]
@@ -123,10 +179,14 @@ def _walk(root: Path) -> Iterator[_Folder]:
         folder = waiting.pop()
         with os.scandir(folder.path) as entries:
             for entry in entries:
-                if image := _read_image(entry):
-                    folder.images.append(image)
-                elif entry.is_dir(follow_symlinks=False) and not _is_system_dir(entry.name):
+                if file := _read_image(entry):
+                    folder.files.append(file)
+                    continue
+                is_walked = entry.is_dir(follow_symlinks=False) and not _is_system_dir(entry.name)
+                if is_walked:
                     waiting.append(_Folder(Path(entry.path), folder))
+                if folder.parent or not is_walked:
+                    _read_other(entry, folder)
         yield folder
 
 
@@ -134,65 +194,186 @@ def _is_system_dir(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_DIRS
 
 
-def _read_image(entry: os.DirEntry[str]) -> _Image | None:
-    """None for files that file managers, cameras and people leave beside images, and for AppleDouble (._name.jpg)."""
+def _read_image(entry: os.DirEntry[str]) -> _File | None:
+    """None for all but files with an id and an image extension, and for AppleDouble (._name.jpg)."""
     stem, dot, extension = entry.name.rpartition(".")
     if dot + extension.lower() not in IMAGE_EXTENSIONS or entry.name.startswith("._"):
         return None
-    found = ids.in_name(stem)
+    found = _ids_in(stem)
     if not found or not entry.is_file(follow_symlinks=False):
         return None
-    return _Image(entry.name, found, entry.stat(follow_symlinks=False).st_size == 0)
+    is_empty = entry.stat(follow_symlinks=False).st_size == 0
+    return _File(entry.name, found, "empty" if is_empty else "image")
+
+
+def _read_other(entry: os.DirEntry[str], folder: _Folder) -> None:
+    name = entry.name.lower()
+    if _is_sidecar(name) or name in _FOLDER_FILES:
+        return
+    is_file = entry.is_file(follow_symlinks=False)
+    if found := _ids_in(entry.name):
+        is_dir = entry.is_dir(follow_symlinks=False)  # Safari downloads into folders
+        state = "doubtful" if is_file else "folder" if is_dir else "unclear"  # links are not followed
+        folder.files.append(_File(entry.name, found, state))
+    elif is_file:
+        folder.nameless.append(entry.name)
 
 
 def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place]:
-    """known: main id -> samples of all roots, for directories dragged between roots."""
-    own = {main.lower(): listed for main, listed in review.samples.items()}
+    """known: key of main id -> samples of all roots, for directories dragged between roots."""
+    own = {_key(main): listed for main, listed in review.samples.items()}
     enclosing = {review.root: ""}
     for folder in _walk(review.root):
-        named = ids.in_name(folder.path.name) if folder.parent else []
+        named = _ids_in(folder.path.name) if folder.parent else []
         main = next((id_ for samples in (own, known) for id_ in named if id_ in samples), "")
-        ranks = {id_.lower(): rank for rank, id_ in enumerate(own.get(main) or known.get(main, []))}
+        ranks = {_key(id_): rank for rank, id_ in enumerate(own.get(main) or known.get(main, []))}
         if folder.parent:
             enclosing[folder.path] = main or enclosing[folder.parent.path]
-        images = [(next((id_ for id_ in image.ids if id_ in ranks), image.ids[0]), image) for image in folder.images]
+        _read_short_names(folder, ranks)
+        files = [(next((id_ for id_ in file.ids if id_ in ranks), file.ids[0]), file) for file in folder.files]
+        files = [(id_, file) for id_, file in files if file.state != "folder" or id_ in ranks or not folder.parent]
         is_direct = folder.parent is not None and folder.parent.parent is None
-        is_home = is_direct and main in own
-        yield _Place(folder.path, review, is_direct, is_home, main, enclosing[folder.path], images, ranks)
+        yield _Place(
+            folder.path,
+            review,
+            is_direct,
+            is_direct and main in own,
+            named,
+            main,
+            enclosing[folder.path],
+            files,
+            ranks,
+            folder.nameless,
+        )
 
 
+def _read_short_names(folder: _Folder, ranks: Iterable[str]) -> None:
+    """Find the ids of this directory in names like 67BC12~1.JPG."""
+    for name in list(folder.nameless):
+        short = _SHORT_NAME.search(name)
+        if short and (found := [id_ for id_ in ranks if id_.replace("-", "").startswith(short[1].lower())]):
+            folder.nameless.remove(name)
+            folder.files.append(_File(name, found, "doubtful"))
+
+
+def _match_digests(reviews: Sequence[Review], places: Sequence[_Place]) -> None:
+    """Find the ids of images without one by their digests; in `nameless` stay the images without a match."""
+    if not any(place.nameless for place in places):
+        return
+    ids_of: dict[str, dict[str, None]] = {}  # digest -> keys of ids, in order
+    for review in reviews:
+        digests = read_digests(review.root)
+        for main, listed in review.samples.items():
+            for id_, digest in zip(listed, digests.get(main, [])):
+                ids_of.setdefault(digest, {})[_key(id_)] = None
+    for place in places:
+        images = [name for name in place.nameless if _could_be_image(place.path / name)]
+        place.nameless = []
+        there = {id_ for id_, _ in place.files}
+        for name in images:
+            matches = list(ids_of.get(_digest(place.path / name), ()))
+            here = [id_ for id_ in matches if id_ in place.ranks]
+            missing = [id_ for id_ in here if id_ not in there]
+            if not matches:
+                place.nameless.append(name)
+            for id_ in missing if here else matches:  # identical images of the collection share a digest
+                place.files.append((id_, _File(name, [id_], "image" if len(missing) < 2 else "unclear")))
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file)
+    except OSError:
+        return ""
+
+
+def _could_be_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS or _decode(path) != "not_an_image"
+
+
+def _decode(path: Path) -> str:
+    """Why a file does not decode to its last pixel; "" if it does."""
+    from utils.images import decode
+
+    try:
+        with path.open("rb") as file:
+            decode.decode(file, _MAX_PIXELS, _MIN_SIDE)
+    except OSError:
+        return "not readable"
+    except ImageError as error:
+        return error.reason
+    return ""
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------
 def _find_strays(place: _Place) -> Iterator[_Stray]:
-    for id_, image in place.images:
-        is_foreign, rank = id_ not in place.ranks, rank_in(image.name)
+    for id_, file in place.files:
+        is_foreign, rank = id_ not in place.ranks, rank_in(file.name)
         if is_foreign or rank not in (-1, place.ranks[id_]):
-            yield _Stray(id_, place.path / image.name, rank, place.enclosing, is_foreign)
+            kind = MISPLACED if place.main else ASIDE
+            yield _Stray(id_, place.path / file.name, rank, place.enclosing, is_foreign, kind)
 
 
-def _sort_out(review: Review, places: list[_Place], strays: list[_Stray]) -> None:
+def _sort_out(review: Review, places: list[_Place], strays: list[_Stray], reviews: Sequence[Review]) -> None:
     """Fill the review; a missing image counts as deleted until _give_back finds it elsewhere."""
     found: dict[str, list[_Place]] = {}
+    unmatched: dict[str, list[str]] = {}
     for place in places:
-        is_here = place.review is review
-        if place.main and (is_here or not place.is_home):
+        if place.main:
             found.setdefault(place.main, []).append(place)
-        elif not place.main and is_here and place.is_direct:
+        for name in place.nameless:
+            unmatched.setdefault(place.enclosing, []).append(str(place.path / name))
+    own = {_key(main) for main in review.samples}
+    if fault := _find_misfit(review, places, own & set(found), reviews):
+        review.is_misfit = True
+        review.skipped.append(("misfit", f"{review.root / 'samples.json'}: {fault}; copy it from the original folder"))
+        return
+    for place in places:
+        if place.review is review and place.is_direct and not place.main:
             review.skipped.append(("unknown", f"{place.path.name}: not in samples.json"))
     may_be_main = [stray for stray in strays if stray.rank == 0 or (stray.is_foreign and stray.rank == -1)]
     paths = {stray.id: stray.path for stray in may_be_main}
+    in_root = {stray.id: stray.path for stray in strays if stray.path.parent == review.root}
     for index, main in enumerate(review.samples):
-        here = found.get(main.lower(), [])
+        here = found.get(_key(main), [])
         if here:
-            _read_dir(review, main, here)
-        elif main.lower() in paths:
-            message = f"{main}: no directory has this id, but its main image is {paths[main.lower()]}; put the id back"
+            _read_dir(review, main, here, unmatched.get(_key(main), []))
+        elif _key(main) in in_root and in_root[_key(main)].suffix.lower() not in IMAGE_EXTENSIONS:
+            review.skipped.append(("no folder", f"{in_root[_key(main)]}: no folder; put {dir_name(index, main)} back"))
+        elif _key(main) in paths:
+            message = f"{main}: no directory has this id, but its main image is {paths[_key(main)]}; put the id back"
             review.skipped.append(("renamed", message))
         else:
-            review.discarded.append(ReviewedDir(review.root, dir_name(index, main), main))
-    foreign = [stray.path for stray in strays if stray.is_foreign]
+            review.discarded.append(ReviewedDir(review.root / dir_name(index, main), review, main))
+    foreign = [stray.path for stray in strays if stray.is_foreign and stray.kind == MISPLACED]
+    foreign += [place.path for place in places if place.main and place.main not in own]
     review.foreign = [str(path) for path in foreign if path.is_relative_to(review.root)]
 
 
-def _read_dir(review: Review, main: str, here: list[_Place]) -> None:
+def _find_misfit(review: Review, places: Sequence[_Place], mains: set[str], reviews: Sequence[Review]) -> str:
+    """Why samples.json must be another run's; "" if it fits. mains: keys of the main ids with a directory."""
+    direct = [place for place in places if place.review is review and place.is_direct]
+    n_strange = sum(bool(place.named) and not place.main for place in direct)
+    if n_strange and n_strange >= len(mains) and len(mains) < len(review.samples):
+        return f"{n_strange} directories here are not in it, {len(review.samples) - len(mains)} in it are not here"
+    homes = [place for place in direct if place.is_home]
+    foreign = [
+        {id_ for id_, file in place.files if id_ not in place.ranks and file.state == "image"} for place in homes
+    ]
+    if 2 * sum(map(bool, foreign)) > len(homes) > 1:
+        known = {_key(id_) for one in reviews for listed in one.samples.values() for id_ in listed}
+        if 2 * (n_other := sum(bool(ids_here - known) for ids_here in foreign)) > len(homes):
+            return f"{n_other} directories hold images that are in no list of it"
+    if any(not place.ranks.keys() <= {id_ for id_, _ in place.files} for place in homes):
+        digests = read_digests(review.root)
+        n_other = sum(len(digests.get(main, [])) != len(place_ids) for main, place_ids in review.samples.items())
+        if digests and n_other:
+            return f"{n_other} directories were made with other lists"
+    return ""
+
+
+def _read_dir(review: Review, main: str, here: list[_Place], unmatched: list[str]) -> None:
     place, listed = here[0], review.samples[main]
     if len(here) > 1:
         message = f"{' and '.join(sorted(str(place.path) for place in here))}: of one main image; keep one of them"
@@ -202,16 +383,37 @@ def _read_dir(review: Review, main: str, here: list[_Place]) -> None:
         message = f"{place.path}: does not lie directly in {review.root}; move it back"
         review.skipped.append(("moved", message))
         return
-    whole = {id_ for id_, image in place.images if not image.is_empty}
-    found = {id_ for id_, _ in place.images}
-    kept = [id_ for id_ in listed if id_.lower() in whole]
-    empty = {id_: "an empty file" for id_ in listed if id_.lower() in found - whole}
-    deleted = [id_ for id_ in listed if id_.lower() not in found]
-    if main in kept:
-        review.dirs.append(ReviewedDir(review.root, place.path.name, main, kept, deleted, empty))
-    else:
+    folder = _decide(place, main, listed)
+    if folder.deleted and unmatched:
+        message = f"images are missing, and {', '.join(unmatched)} could be these; put the ids back or move them out"
+        review.skipped.append(("no id", f"{place.path.name}: {message}"))
+    elif main not in folder.kept:
+        review.n_empty += not folder.kept and not folder.undecided
         remedy = f"restore {image_name(0, main, '')} or delete the directory to discard it"
-        review.skipped.append(("no main", f"{place.path.name}: main image missing; {remedy}"))
+        where = folder.undecided.get(main, ("", "missing"))[1]
+        review.skipped.append(("no main", f"{place.path.name}: main image {where}; {remedy}"))
+    else:
+        review.dirs.append(folder)
+
+
+def _decide(place: _Place, main: str, listed: Sequence[str]) -> ReviewedDir:
+    """kept, deleted and unknown images of a directory, by its entries alone."""
+    whole = {id_ for id_, file in place.files if file.state == "image"}
+    for id_, file in place.files:
+        if file.state == "doubtful" and id_ in place.ranks and id_ not in whole and not _decode(place.path / file.name):
+            whole.add(id_)
+    found = dict(place.files)
+    folder = ReviewedDir(place.path, place.review, main)
+    for id_ in listed:
+        if _key(id_) in whole:
+            folder.kept.append(id_)
+        elif _key(id_) in found:
+            file = found[_key(id_)]
+            what = "an empty file" if file.state == "empty" else "no whole image"
+            folder.undecided[id_] = (UNKNOWN, f"{what}, {file.name}")
+        else:
+            folder.deleted.append(id_)
+    return folder
 
 
 def _give_back(reviews: list[Review], strays: list[_Stray]) -> None:
@@ -221,19 +423,19 @@ def _give_back(reviews: list[Review], strays: list[_Stray]) -> None:
         dirs = {folder.main: folder for folder in review.dirs}
         for main, listed in review.samples.items():
             for rank, id_ in enumerate(listed):
-                if id_.lower() in owners:
-                    owners[id_.lower()].append((rank, main.lower(), dirs.get(main)))
+                if _key(id_) in owners:
+                    owners[_key(id_)].append((rank, _key(main), dirs.get(main)))
     for stray in strays:
         for folder in _owners(stray, owners[stray.id]):
-            for id_ in [id_ for id_ in folder.deleted if id_.lower() == stray.id]:
-                folder.elsewhere[id_] = str(stray.path)
+            for id_ in [id_ for id_ in folder.deleted if _key(id_) == stray.id]:
+                folder.undecided[id_] = (stray.kind, str(stray.path))
                 folder.deleted.remove(id_)
 
 
 def _owners(stray: _Stray, made_with: list[tuple[int, str, ReviewedDir | None]]) -> list[ReviewedDir]:
     """Directories that a stray may come from: those with it at this rank, else the one around it, else all.
 
-    made_with: (rank, main, directory if it is to be recorded) of every directory that was made with this image.
+    made_with: (rank, key of main id, directory if it is to be recorded) of every directory made with this image.
     """
     same_rank = [entry for entry in made_with if entry[0] == stray.rank]
     candidates = same_rank or (made_with if stray.is_foreign else [])

@@ -19,14 +19,16 @@ THUMBNAIL_SIDE = 128  # pixels of the longer side
 _THUMBNAIL_QUALITY = 80  # of JPEG: about 4 KB
 
 
-def write_copy(file: BinaryIO, stem: Path) -> None:
-    """Write the bytes of `file` to the new file `stem` + the extension of its format.
+def write_copy(file: BinaryIO, stem: Path) -> Path:
+    """Write the bytes of `file` to the new file `stem` + the extension of its format; returns its path.
 
     Raises ImageError(not_an_image), and OSError if the copy cannot be written.
     """
     _, extension = identify(file)
-    with stem.with_name(stem.name + extension).open("xb") as copy:
+    path = stem.with_name(stem.name + extension)
+    with path.open("xb") as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
+    return path
 
 
 def thumbnail_path(id_: str) -> str:
