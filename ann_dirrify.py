@@ -36,6 +36,8 @@ from utils.log import LOG, bar, start_log
 from utils.store import collection
 from utils.store.model import describe, same_model
 from utils.store.server import Place, choose
+from utils.training.projection import project
+from utils.training.saved import projection_of
 from utils.web.download import DownloadLimits
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = f"""{SETTINGS} CHROMA_SERVER_HEADERS_ENV DEVICE IMAGE_CACHE_DIR_PATH DOWNLOAD_WORKERS
         DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
-        LOGS_DIR_PATH"""
+        ANN_PROJECTION_PATH LOGS_DIR_PATH"""
     args = cli.parser(__doc__, config, names.split()).parse_args(argv)
     if args.ann_dirrify_pick not in PICKS:
         raise UserError(f"ANN_DIRRIFY_PICK is {args.ann_dirrify_pick!r}; it must be {' or '.join(PICKS)}")
@@ -155,7 +157,7 @@ def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool
         candidates.allowed,
         candidates.annotated,
         set(candidates.rows(shown)),
-        lambda prompt: read_text(prompt, candidates.model, args.device),
+        lambda prompt: read_text(prompt, candidates.model, args),
         LOG.warning,
     )
 
@@ -164,8 +166,8 @@ def read_items(ids: list[str], args: argparse.Namespace) -> list[dict[str, Any]]
     return [restore_item(metadata) for metadata in collection.read_metadata(open_collection(args), ids)]
 
 
-def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
-    """(D,) embedding of a prompt by the text tower of the collection's own model."""
+def read_text(prompt: str, model: dict[str, Any], args: argparse.Namespace) -> np.ndarray:
+    """(D,) embedding of a prompt by the text tower of the collection's model, projected as a trained collection is."""
     from utils.embedding import encoder, weights
 
     if "model_name" not in model:
@@ -173,7 +175,9 @@ def read_text(prompt: str, model: dict[str, Any], device: str) -> np.ndarray:
     name, tag = model["model_name"], model.get("pretrained", "")
     if not same_model(weights.find(name, tag).identity, model):
         raise UserError(f"the weights of {describe(model)} changed since the collection was made")
-    return encoder.load(name, tag, device, "fp32").encode_text(prompt)
+    projection = projection_of(model, Path(args.ann_projection_path))
+    vector = encoder.load(name, tag, args.device, "fp32").encode_text(prompt)
+    return vector if projection is None else project(vector[None], projection.matrix)[0]
 
 
 def choose_place(args: argparse.Namespace) -> Place:

@@ -64,4 +64,6 @@ ANN_EXPORT_VALUE = "path"  # how an image is written: path, url or id; pairs and
 ANN_EXPORT_SPLIT: dict = {"train": 0.8, "validation": 0.1, "test": 0.1}  # share of each split, as JSON; sum 1
 ANN_EXPORT_SEED = 0  # seed of the split; the same seed and data give the same files
 ANN_EXPORT_NEAR_DUPLICATE = 0.98  # cosine; images this similar are never on both sides of a split; above 1 = off
+ANN_PROJECTION_PATH = "data/projection.npz"  # the learned projection: matrix, model, training groups, figures
+ANN_TRAINED_COLLECTION_NAME = "images_trained"  # collection of the projected vectors; same ids and metadata
 ANN_REPORT_DIR_PATH = "data/report"  # folder for report.html, report.json and thumbnails; it can be moved or zipped

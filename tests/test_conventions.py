@@ -21,7 +21,7 @@ import config
 from utils.errors import REASONS
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["embed", "ann_dirrify", "ann_dirload", "ann_export", "ann_report"]
+STAGES = ["embed", "ann_dirrify", "ann_dirload", "ann_export", "ann_report", "ann_train"]
 TOP_LEVEL = {"config.py", "samplers.py", "utils", "tests", "requirements.txt", "README.md"}
 TOP_LEVEL |= {f"{stage}.py" for stage in STAGES}
 SCRIPTS = [ROOT / f"{stage}.py" for stage in STAGES]
@@ -35,6 +35,7 @@ ROOMS = {
     "embedding": {"items", "web", "images", "store"},
     "annotation": {"items", "web", "images", "store"},
     "export": {"annotation", "images", "store"},
+    "training": {"store"},
     "report": {"annotation", "images", "store"},
 }
 MAX_FILES = 10  # modules of a room, and of the hall

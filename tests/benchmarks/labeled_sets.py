@@ -50,12 +50,6 @@ def _photos() -> tuple[np.ndarray, np.ndarray]:
         return arrays["vectors"], arrays["labels"]
 
 
-def few_photos(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The photos' set with n views only, L2-normalized, made in seconds."""
-    labels = np.sort(np.random.default_rng(2).permutation(np.repeat(np.arange(len(PHOTOS)), _class_sizes()))[:n])
-    return _embed(_views(labels)), labels
-
-
 def _class_sizes() -> np.ndarray:
     """Long-tailed; which photo is how frequent is drawn once, with a fixed seed."""
     weights = SIZE_RATIO ** -np.linspace(0, 1, len(PHOTOS))

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ann_export
-from tests.benchmarks import labeled_sets, load_exports, metric_learning
+from tests.benchmarks import load_exports
 from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, make_collection, random_vectors, tree
 from utils.errors import UserError
 from utils.export import formats
@@ -25,7 +24,6 @@ from utils.export.groups import ExportData, pairs, select_groups
 from utils.export.splits import check_shares, split_items
 
 N = 60
-N_VIEWS = 180
 OUT = Path("data/export")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 NO_EXTRAS = "tests/requirements-extra.txt is not installed"
@@ -499,38 +497,6 @@ def test_flagembedding_has_lists_that_are_never_empty(ids):
 
 def test_every_format_has_a_loader():
     assert set(load_exports.LOADERS) == set(formats.NAMES)
-
-
-def test_projection_of_the_readme_retrieves_better_on_the_test_split(tmp_path, monkeypatch):
-    """Hard views of photos; a reviewer who knows the photo judges the 20 exact nearest of every fourth image."""
-    pytest.importorskip("skimage", reason="tests/requirements.txt is not installed")
-    monkeypatch.chdir(tmp_path)
-    vectors, labels = labeled_sets.few_photos(N_VIEWS)
-    ids = make_collection(vectors, [f"https://example.org/{i}" for i in range(N_VIEWS)])
-    nearest = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :21]
-    groups = [[row, *(other for other in nearest[row] if other != row)] for row in range(0, N_VIEWS, 4)]
-    write_annotated(
-        [
-            {
-                "pos": [ids[i] for i in g if labels[i] == labels[g[0]]],
-                "neg": [ids[i] for i in g if labels[i] != labels[g[0]]],
-            }
-            for g in groups
-        ]
-    )
-    export("--ann-export-value", "id", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
-    readme = Path(metric_learning.__file__).with_name("README.md").read_text(encoding="utf-8")
-    (lines_of_readme,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "triplets.train" in code]
-    assert lines_of_readme.count("\n") <= 16
-    exec(lines_of_readme, {})
-    export("--ann-export-format", "pairs", "--ann-export-split", '{"train": 0.6, "test": 0.4}')
-    in_test = {row[name] for row in rows("pairs.csv") if row["split"] == "test" for name in ("id_a", "id_b")}
-    held_out = [row for row, id_ in enumerate(ids) if id_ in in_test]
-    projected = metric_learning.project(vectors[held_out], np.load("data/projection.npy"))
-    before, _ = metric_learning.map_at_r(vectors[held_out], labels[held_out])
-    after, _ = metric_learning.map_at_r(projected, labels[held_out])
-    assert len(held_out) > 50
-    assert after > before + 0.005
 
 
 def test_every_format_is_documented():

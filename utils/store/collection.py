@@ -21,7 +21,13 @@ WAIT_S = 60  # for embed.py to end
 # A server killed during a flush tears the index, so it flushes rarely; at its start it replays the log.
 SERVER_SYNC_THRESHOLD = 50_000
 IDS_PAGE = 250_000  # 10 MB of a server's answer
+PART, WHOLE, OLD = ".part", ".whole", ".old"  # suffixes of a derived collection before it has its name, and after
+DERIVED = "projection"  # key in the metadata of a collection that ann_train.py derived from another
 PAGE = 5_000  # records a call: Chroma's SQL fails above 32,766 variables, and a page bounds memory
+
+
+class MissingError(UserError):
+    """There is no collection of that name."""
 
 
 class UnreadableError(UserError):
@@ -74,13 +80,26 @@ def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Colle
 
     with _readable(name):
         try:
-            collection = client.get_collection(name, embedding_function=None)
+            collection = _get(client, name)
         except (NotFoundError, ValueError):
-            raise UserError(f"no collection {name} in {place}; run python embed.py, or set COLLECTION_NAME") from None
+            raise MissingError(
+                f"no collection {name} in {place}; run python embed.py, or set COLLECTION_NAME"
+            ) from None
         _check_space(collection)
         if not collection.get(limit=1, include=[])["ids"]:  # count() would load the index
             raise UserError(f"collection {name} in {place} is empty; run python embed.py first")
     return collection
+
+
+def _get(client: chromadb.ClientAPI, name: str) -> chromadb.Collection:
+    """The collection `name`; its whole successor takes the name if a kill came between two renames."""
+    from chromadb.errors import NotFoundError
+
+    try:
+        return client.get_collection(name, embedding_function=None)
+    except NotFoundError:
+        client.get_collection(name + WHOLE, embedding_function=None).modify(name=name)
+        return client.get_collection(name, embedding_function=None)
 
 
 def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
@@ -194,7 +213,10 @@ def _readable(name: str) -> Iterator[None]:
         if type(error).__name__ not in ("InternalError", "PanicException"):
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise UnreadableError(f"collection {name} cannot be read ({reason}); python embed.py repairs it") from None
+        raise UnreadableError(
+            f"collection {name} cannot be read ({reason}); python embed.py repairs it, python ann_train.py --apply a "
+            "trained one"
+        ) from None
 
 
 def _pages(ids: Sequence[str]) -> Iterator[list[str]]:

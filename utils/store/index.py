@@ -101,6 +101,11 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
     except NotFoundError:
         return Health(None, np.empty(0, "V16"))
     metadata = dict(collection.metadata or {})
+    if collections.DERIVED in metadata:
+        raise UserError(
+            f"collection {name} is derived from another by ann_train.py: embed into that one, then run python "
+            "ann_train.py --apply; or set another COLLECTION_NAME"
+        )
     if isinstance(place, Server):
         listed = collections.read_ids(collection)
         try:
@@ -306,3 +311,48 @@ def _find(collection: chromadb.Collection, ids: list[str]) -> dict[str, np.ndarr
         half = len(ids) // 2
         return _find(collection, ids[:half]) | _find(collection, ids[half:]) if half else {}
     return dict(zip(got["ids"], np.asarray(got["embeddings"], np.float32)))
+
+
+def derive(
+    place: Place,
+    source: str,
+    name: str,
+    transform: Callable[[np.ndarray], np.ndarray],
+    metadata: dict[str, Any],
+    progress: Progress,
+) -> int:
+    """Make the collection `name` + WHOLE of the records of `source`, their vectors transformed; returns their number.
+
+    `promote` gives it its name. Until then a collection `name` stays as it is.
+    """
+    for suffix in (collections.PART, collections.WHOLE, collections.OLD):
+        drop(place, name + suffix, progress)
+    client, page = collections.open_client(place), collections.PAGE
+    origin = client.get_collection(source, embedding_function=None)
+    target = collections.create(place, name + collections.PART, metadata)
+    ids, most = collections.read_ids(origin), min(page, client.get_max_batch_size())
+    _sync_every(place, target, max(2, len(ids)))  # one flush, after the last record
+    for start in range(0, len(ids), page):
+        got: Any = origin.get(ids=ids[start : start + page], include=["embeddings", "metadatas"])
+        vectors = transform(np.asarray(got["embeddings"], np.float32))
+        for part in fitting(got["metadatas"], vectors.shape[1], most):
+            target.upsert(ids=got["ids"][part], embeddings=vectors[part], metadatas=got["metadatas"][part])
+        progress(len(got["ids"]))
+    _sync_every(place, target, USUAL_SYNC_THRESHOLD)
+    count = target.count()
+    if isinstance(place, Path):
+        _fsync_all(place)
+    target.modify(name=name + collections.WHOLE)
+    return count
+
+
+def promote(place: Place, name: str, progress: Progress) -> None:
+    """Put `name` + WHOLE in the place of the collection `name`. A kill between the two renames heals on reading."""
+    from chromadb.errors import NotFoundError
+
+    client = collections.open_client(place)
+    whole = client.get_collection(name + collections.WHOLE, embedding_function=None)
+    with contextlib.suppress(NotFoundError):
+        client.get_collection(name, embedding_function=None).modify(name=name + collections.OLD)
+    whole.modify(name=name)
+    drop(place, name + collections.OLD, progress)

@@ -1,0 +1,142 @@
+"""Stage 6: learn a projection of the embeddings from the annotations, and make a collection with better neighbors.
+
+    python ann_train.py [--apply]
+
+Reads ANNOTATED_DATA_PATH and the collection. Writes ANN_PROJECTION_PATH and the collection ANN_TRAINED_COLLECTION_NAME
+if the projection ranks held-out groups better than the embeddings do; else it says why, and ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import config
+from utils import cli
+from utils.annotation.neighbors import normalize
+from utils.annotation.records import read_records
+from utils.errors import UserError
+from utils.lock import hold
+from utils.log import bar, start_log
+from utils.store import collection, index
+from utils.store.model import describe, same_model
+from utils.store.server import Place, choose
+from utils.training import evaluation, projection
+from utils.training.projection import Group
+from utils.training.saved import Projection, read_projection, write_projection
+
+SEED = 0
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    names = """ANNOTATED_DATA_PATH CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
+        ANN_PROJECTION_PATH ANN_TRAINED_COLLECTION_NAME LOGS_DIR_PATH"""
+    parser = cli.parser(__doc__, config, names.split())
+    parser.add_argument("--apply", action="store_true", help="learn nothing; project the collection as it is now")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    start_log("ann_train", args.logs_dir_path)
+    place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
+    model = check_collections(place, args.collection_name, args.ann_trained_collection_name)
+    learned = read_fitting(model, args) if args.apply else learn(*read_groups(place, args), model)
+    if learned is None:
+        return 1
+    n_images = write(place, learned, args)
+    name = args.ann_trained_collection_name
+    print(f"{n_images} images in collection {name}; the other stages use it with --collection-name {name}")
+    return 0
+
+
+def check_collections(place: Place, name: str, trained_name: str) -> dict[str, Any]:
+    """The model facts of collection `name`. Raises UserError if it, and not the other, is a trained collection."""
+    with collection.reading(place, name) as images:
+        model = dict(images.metadata or {})
+    if collection.DERIVED in model:
+        raise UserError(f"collection {name} is a trained one; set COLLECTION_NAME to the one that embed.py made")
+    if trained_name == name:
+        raise UserError(f"ANN_TRAINED_COLLECTION_NAME is {name}, as is COLLECTION_NAME; give it another name")
+    may_be = (collection.MissingError, collection.UnreadableError)  # it is made, or made anew
+    with contextlib.suppress(*may_be), collection.reading(place, trained_name) as images:
+        if collection.DERIVED not in (images.metadata or {}):
+            raise UserError(f"collection {trained_name} was not made by ann_train.py; set ANN_TRAINED_COLLECTION_NAME")
+    return model
+
+
+def read_fitting(model: dict[str, Any], args: argparse.Namespace) -> Projection:
+    """The projection of an earlier run. Raises UserError if it was learned on vectors of another model."""
+    learned = read_projection(Path(args.ann_projection_path))
+    if not same_model(learned.model, model):
+        raise UserError(
+            f"projection {args.ann_projection_path} is for vectors of {describe(learned.model)}, and collection "
+            f"{args.collection_name} was made with {describe(model)}; run python ann_train.py without --apply"
+        )
+    return learned
+
+
+def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, list[Group], list[str]]:
+    """The collection's vectors (N, D), unit length; the annotated groups as rows of them, and their main ids.
+
+    Images that left the collection are skipped, and so are groups whose main image left it.
+    """
+    records = read_records(Path(args.annotated_data_path))
+    if not records:
+        raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
+    with collection.reading(place, args.collection_name) as images:
+        ids = collection.read_ids(images)
+        load_vectors = collection.spool_vectors(images, ids)
+    row_of = {id_: row for row, id_ in enumerate(ids)}
+    there = [record for record in records if record["pos"][0] in row_of]
+    rows = [
+        [[row_of[id_] for id_ in ids if id_ in row_of] for ids in (record["pos"], record["neg"])] for record in there
+    ]
+    return normalize(load_vectors()), [(kept, deleted) for kept, deleted in rows], [r["pos"][0] for r in there]
+
+
+def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dict[str, Any]) -> Projection | None:
+    """The projection, or None if it does not earn its place; prints its held-out gain, or why there is none."""
+    refusal = evaluation.refuse_groups(groups)
+    if refusal:
+        print(f"nothing written: {refusal}")
+        return None
+    used = np.unique([row for group in groups for side in group for row in side])
+    local = [
+        (np.searchsorted(used, kept).tolist(), np.searchsorted(used, deleted).tolist()) for kept, deleted in groups
+    ]
+    judged, basis = vectors[used], projection.leading(vectors)
+    gain, recipe = evaluation.cross_validate(judged, local, basis, SEED)
+    if not gain.is_enough:
+        print(f"nothing written: {gain}; {evaluation.NEEDED}")
+        return None
+    print(gain)
+    figures = {**gain._asdict(), "all_pairs": recipe.all_pairs, "prior": recipe.prior}
+    return Projection(projection.learn(judged, local, basis, recipe, SEED), model, mains, figures)
+
+
+def write(place: Place, learned: Projection, args: argparse.Namespace) -> int:
+    """Write collection and file; each is the old one until the new one is whole. Returns the number of images."""
+    name, path = args.ann_trained_collection_name, Path(args.ann_projection_path)
+    transform = functools.partial(projection.project, matrix=learned.matrix)
+    facts = {**learned.model, collection.DERIVED: learned.digest}
+    with contextlib.ExitStack() as stack:
+        if isinstance(place, Path):
+            stack.enter_context(hold(collection.lock_path(place), f"the store {place}", collection.WAIT_S))
+        progress = stack.enter_context(bar(None, name, "image"))
+        n_images = index.call(
+            index.derive, place, args.collection_name, name, transform, facts, progress=progress.update
+        )
+        if not args.apply:
+            write_projection(path, learned)
+        index.call(index.promote, place, name)
+    return n_images
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""From decisions to better neighbors: a projection learned from groups, its held-out gain, and its collection."""
