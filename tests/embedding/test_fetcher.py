@@ -36,18 +36,6 @@ def jobs_of(urls: list[str]) -> list[Job]:
     return [Job(index, ID.format(index), url) for index, url in enumerate(urls)]
 
 
-if "MAX_THREADS" in os.environ:  # of a worker process, which imports this module for play
-    _started = itertools.count()
-    _start = threading.Thread.start
-
-    def start(thread: threading.Thread) -> None:
-        if next(_started) >= int(os.environ["MAX_THREADS"]):
-            raise RuntimeError("can't start new thread")
-        _start(thread)
-
-    threading.Thread.start = start  # type: ignore
-
-
 def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.ndarray:
     """A loader whose jobs say by their url what happens to them."""
     what = job.url.rpartition("/")[2]
@@ -74,6 +62,26 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
         if what == "full":
             cache.full = "it is full"
     return np.full((2, 2, 3), job.key % 250, np.uint8)
+
+
+class FewThreads:
+    """play, in a worker process that can start no more than this many threads."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, *args) -> np.ndarray:
+        return play(*args)
+
+    def __setstate__(self, state: dict[str, int]) -> None:  # unpickled in the worker, before it starts its threads
+        numbers, start = itertools.count(), threading.Thread.start
+
+        def start_few(thread: threading.Thread) -> None:
+            if next(numbers) >= state["most"]:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        threading.Thread.start = start_few  # type: ignore
 
 
 def fetch_all(urls: list[str], n_threads: int = 4, load=play) -> dict[int, str]:
@@ -132,16 +140,14 @@ def test_an_image_is_tried_again_if_its_process_was_killed_once(tmp_path: Path):
     assert {key: text for key, text in failures.items() if text} == {9: "bad_image: its decoder's process died (-9)"}
 
 
-def test_a_process_that_starts_few_threads_works_with_these(monkeypatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setenv("MAX_THREADS", "2")
-    assert not any(fetch_all(["http://h/ok"] * 40, n_threads=8).values())
+def test_a_process_that_starts_few_threads_works_with_these(caplog: pytest.LogCaptureFixture):
+    assert not any(fetch_all(["http://h/ok"] * 40, 8, FewThreads(2)).values())
     assert sum("download threads of a process could start" in record.message for record in caplog.records) == 1
 
 
-def test_processes_that_start_no_thread_fail_no_image(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MAX_THREADS", "0")
+def test_processes_that_start_no_thread_fail_no_image():
     with pytest.raises(UserError, match="end as soon as they start"):
-        fetch_all(["http://h/ok"] * 40, n_threads=8)
+        fetch_all(["http://h/ok"] * 40, 8, FewThreads(0))
 
 
 def test_a_fault_of_the_machine_ends_the_run():
