@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     import chromadb
 
 SETTINGS = """CHROMADB_PATH CHROMA_SERVER_URL COLLECTION_NAME ANN_SAMPLER_NAME ANN_SAMPLER_CFG ANN_SEED
-    ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK ANN_DIRRIFY_PICK_AMONG ANN_DIRRIFY_MAX_SIMILARITY
-    ANN_DIRRIFY_WHERE ANN_DIRRIFY_NEIGHBORS_WHERE ANN_DIRRIFY_SHOW_JUDGED ANN_DIRRIFY_EXCLUDE_DIRS"""
+    ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK ANN_DIRRIFY_PICK_AMONG ANN_DIRRIFY_POOL
+    ANN_DIRRIFY_MAX_SIMILARITY ANN_DIRRIFY_WHERE ANN_DIRRIFY_NEIGHBORS_WHERE ANN_DIRRIFY_SHOW_JUDGED
+    ANN_DIRRIFY_EXCLUDE_DIRS"""
 PICKS = ("nearest", "informative")
 RULES = """To review, open {root} in a file manager and go through its directories:
   1. Delete every image that is not similar to the main image, the one that begins with 0_.
@@ -71,6 +72,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = cli.parser(__doc__, config, names.split()).parse_args(argv)
     if args.ann_dirrify_pick not in PICKS:
         raise UserError(f"ANN_DIRRIFY_PICK is {args.ann_dirrify_pick!r}; it must be {' or '.join(PICKS)}")
+    if args.ann_dirrify_pool and args.ann_dirrify_pick != "nearest":
+        raise UserError("ANN_DIRRIFY_POOL takes the nearest of each collection: set ANN_DIRRIFY_PICK to nearest")
     return args
 
 
@@ -103,6 +106,9 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
     if not args.ann_dirrify_show_judged:
         candidates.leave_out(history.discarded(history.read_events(history_path(args))))
     candidates.leave_out(shown_elsewhere(args))
+    for other in dict.fromkeys(args.ann_dirrify_pool):
+        if n_missing := candidates.add_pool(place, other):
+            LOG.warning("%d images are missing in collection %s and are left out", n_missing, other)
     return candidates
 
 
@@ -212,12 +218,14 @@ def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.
     """Append the made directories to the history when the block ends, by an error too."""
     facts = {"sampler": args.ann_sampler_name, "options": args.ann_sampler_cfg, "seed": args.ann_seed}
     facts["pick"] = args.ann_dirrify_pick
+    pool = [candidates.name, *candidates.pool]
     try:
         yield
     finally:
         shown = [
             {"main": main, "dir": neighbor_dirs.dir_name(index, main), "shown": candidates.cosines(listed)}
             | facts
+            | ({"pool": pool, "brought": candidates.brought.get(main, {})} if candidates.pool else {})
             | {"model": candidates.model}
             for index, (main, listed) in enumerate(writer.samples.items())
         ]

@@ -104,3 +104,21 @@ def test_normalizing_keeps_the_bits_of_what_is_normalized():
     assert (neighbors.normalize(vectors.copy()) == vectors).all()
     assert np.allclose(neighbors.normalize(vectors * lengths), vectors, atol=1e-6)
     assert (neighbors.normalize(np.zeros((2, 4), np.float32)) == 0).all()
+
+
+# --- several rankings in turns ----------------------------------------------------------------------------------------
+def test_two_rankings_in_turns_by_hand():
+    """Of rank 1 both bring 5; of rank 2 the first brings 2, the second 7. A ranking that ends lets the other go on."""
+    assert neighbors.interleave([[5, 2, 9], [5, 7, 2, 4, 3]], first=0) == {5: 0, 2: 0, 7: 1, 9: 0, 4: 1, 3: 1}
+    assert list(neighbors.interleave([[5, 2, 9], [8, 7, 2]], first=1)) == [8, 5, 7, 2, 9]
+
+
+@given(st.lists(st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=12), min_size=1, max_size=3), st.data())
+def test_each_row_stands_once_by_its_best_rank_and_every_first_rank_comes_first(rankings, data):
+    first = data.draw(st.integers(0, len(rankings) - 1))
+    brought = neighbors.interleave(rankings, first)
+    assert brought.keys() == {row for ranking in rankings for row in ranking}
+    assert {ranking[0] for ranking in rankings} <= set(list(brought)[: len(rankings)])
+    best = [min(ranking.index(row) for ranking in rankings if row in ranking) for row in brought]
+    assert best == sorted(best)
+    assert all(rankings[number].index(row) == rank for (row, number), rank in zip(brought.items(), best))

@@ -27,7 +27,7 @@ from tests.support.annotation_data import (
     tree,
 )
 from tests.support.servers import PhotoServer
-from utils.annotation import dir_images, neighbor_dirs
+from utils.annotation import dir_images, history, neighbor_dirs
 from utils.annotation.neighbor_dirs import DirWriter
 from utils.errors import UserError
 from utils.lock import hold
@@ -406,6 +406,35 @@ def test_informative_composes_with_filters_judged_pairs_and_near_duplicates(vect
 def test_an_unknown_pick_is_one_line(ids):
     with pytest.raises(UserError, match="ANN_DIRRIFY_PICK is 'best'; it must be nearest or informative"):
         dirrify("--ann-dirrify-pick", "best")
+
+
+def test_a_pool_shows_the_nearest_of_both_collections_in_turns_and_the_history_says_whose(vectors, ids, capsys):
+    other = random_vectors(len(ids), dimension=24, seed=9)[:-1]
+    make_collection(other, [f"http://photos.invalid/{i}.jpg" for i in range(N - 1)], name="other")  # lacks one image
+    dirrify("--ann-dirrify-pool", '["other"]', n_nearest=6)
+    assert "1 images are missing in collection other and are left out" in capsys.readouterr().err
+    of_id = {id_: row for row, id_ in enumerate(ids)}
+    events = {event["main"]: event for event in history.read_events(Path("data/history.jsonl"))}
+    for main, listed in read_samples().items():
+        assert len(listed) == 7 and ids[-1] not in listed
+        brought = events[main]["brought"]
+        assert list(brought) == listed[1:] and events[main]["pool"] == ["images", "other"]
+        for name, space in (("images", vectors), ("other", other)):
+            near = np.argsort(-(space[: len(other)] @ space[of_id[main]]))[1:]
+            shown = [of_id[id_] for id_ in listed[1:]]
+            assert near[0] in shown[:2]
+            own = [of_id[id_] for id_, whose in brought.items() if whose == name]
+            assert own == [row for row in near if row in own]  # in the order of their collection
+
+
+def test_a_pool_of_other_images_or_with_informative_picks_is_one_line(ids, capsys):
+    make_collection(random_vectors(3), ["http://other/1", "http://other/2", "http://other/3"], name="foreign")
+    with pytest.raises(UserError, match="collection foreign has no image of this one"):
+        dirrify("--ann-dirrify-pool", '["foreign"]')
+    with pytest.raises(UserError, match="no collection nowhere in"):
+        dirrify("--ann-dirrify-pool", '["nowhere"]')
+    with pytest.raises(UserError, match="set ANN_DIRRIFY_PICK to nearest"):
+        dirrify("--ann-dirrify-pool", '["foreign"]', "--ann-dirrify-pick", "informative")
 
 
 def test_filters_restrict_main_images_and_neighbors(ids_with_fields):

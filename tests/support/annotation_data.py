@@ -41,12 +41,13 @@ def make_collection(
     path: Path = CHROMA,
     fields: Sequence[Mapping[str, Any]] | None = None,
     hnsw: Mapping[str, Any] | None = None,
+    name: str = "images",
 ) -> list[str]:
     """A Chroma collection as any program could make it. Returns the ids in the order of `urls`."""
     ids = [id_of(url) for url in urls]
     client: Any = open_client(path)
     configuration = {"hnsw": {"space": "cosine", **(hnsw or {})}}
-    collection = client.create_collection("images", configuration=configuration, embedding_function=None)
+    collection = client.create_collection(name, configuration=configuration, embedding_function=None)
     metadata = [{"url": url, **(fields[i] if fields else {})} for i, url in enumerate(urls)]
     for start in range(0, len(ids), 5_000):
         page = slice(start, start + 5_000)

@@ -32,6 +32,9 @@ class Candidates:
     model: dict[str, Any]  # model facts stored with the collection
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
     judged: dict[int, set[int]] = field(default_factory=dict)  # row -> rows not to be shown with it
+    name: str = ""  # of the collection
+    pool: dict[str, np.ndarray] = field(default_factory=dict)  # more collections -> (N, D) as vectors
+    brought: dict[str, dict[str, str]] = field(default_factory=dict)  # main id -> shown id -> its collection
     row_of: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,9 +60,54 @@ class Candidates:
                 self.judged.setdefault(positives[0], set()).add(row)
                 self.judged.setdefault(row, set()).add(positives[0])
 
+    def add_pool(self, place: Place, name: str) -> int:
+        """Show the nearest images of collection `name`, too. Images that it lacks are shown nowhere; returns how many.
+
+        Raises UserError if the collection cannot be read or has none of the images.
+        """
+        with collection.reading(place, name) as images:
+            there = set(collection.read_ids(images)).intersection(self.ids)
+            if not there:
+                raise UserError(f"ANN_DIRRIFY_POOL: collection {name} has no image of this one; embed the same list")
+            rows = [row for row, id_ in enumerate(self.ids) if id_ in there]
+            load_vectors = collection.spool_vectors(images, [self.ids[row] for row in rows])
+        found = neighbors.normalize(load_vectors())
+        vectors = np.zeros((len(self.ids), found.shape[1]), np.float32)
+        vectors[rows] = found
+        self.pool[name] = vectors
+        is_there = np.zeros(len(self.ids), bool)
+        is_there[rows] = True
+        self.allowed &= is_there
+        self.eligible &= is_there
+        return len(self.ids) - len(rows)
+
     def nearest(self, mains: Sequence[int], n_nearest: int, max_similarity: float) -> list[neighbors.Neighbors]:
+        """The nearest images of each main image; with a pool those of all collections, in turns by rank.
+
+        Similarities are this collection's. Which collection has the first turn depends on the main image.
+        """
         judged = [sorted(self.judged.get(main, ())) for main in mains]
-        return neighbors.nearest(self.vectors, mains, n_nearest, self.eligible, judged, max_similarity)
+        if not self.pool:
+            return neighbors.nearest(self.vectors, mains, n_nearest, self.eligible, judged, max_similarity)
+        n_each = n_nearest if max_similarity >= 1 else 2 * n_nearest  # near duplicates of each other give way, too
+        spaces = [self.vectors, *self.pool.values()]
+        found = [neighbors.nearest(vectors, mains, n_each, self.eligible, judged, max_similarity) for vectors in spaces]
+        return [
+            self._pooled(main, [near.rows for near in of_main], n_nearest, max_similarity)
+            for main, of_main in zip(mains, zip(*found))
+        ]
+
+    def _pooled(self, main: int, rankings: list[list[int]], n: int, max_similarity: float) -> neighbors.Neighbors:
+        brought = neighbors.interleave(rankings, int(self.ids[main][:8], 16) % len(rankings))
+        rows, n_dropped = np.array(list(brought), np.intp), 0
+        if max_similarity < 1:
+            taken, n_dropped = neighbors.distinct(self.vectors, main, rows, n, max_similarity)
+            rows = rows[taken]
+        rows = rows[:n]
+        names = [self.name, *self.pool]
+        self.brought[self.ids[main]] = {self.ids[row]: names[brought[row]] for row in rows.tolist()}
+        similarities = neighbors.cosines(self.vectors, rows, main).tolist()
+        return neighbors.Neighbors(rows.tolist(), similarities, n_dropped)
 
     def cosines(self, ids: Sequence[str]) -> dict[str, float]:
         """Cosine of each id to the first, 6 decimals; {} if the first is not in the collection, others are skipped."""
@@ -92,7 +140,7 @@ def read_candidates(place: Place, name: str, where: dict[str, Any], neighbors_wh
         eligible = _matching(images, ids, neighbors_where, "ANN_DIRRIFY_NEIGHBORS_WHERE")
         load_vectors = collection.spool_vectors(images, ids)
         model = dict(images.metadata or {})
-    return Candidates(ids, neighbors.normalize(load_vectors()), allowed, eligible, model)
+    return Candidates(ids, neighbors.normalize(load_vectors()), allowed, eligible, model, name=name)
 
 
 def _matching(images: chromadb.Collection, ids: Sequence[str], where: dict[str, Any], constant: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The history: what reviewers were shown and what they decided, one JSON object per directory and event, append-only.
 
-Shown:       {"root", "main", "dir", "shown": {id: cosine}, "sampler", "options", "seed", "pick", "model", "time"}
+Shown:       {"root", "main", "dir", "shown": {id: cosine}, "sampler", "options", "seed", "pick", "model", "time"};
+             + "pool": [collections], "brought": {id: the collection that brought it}, of ANN_DIRRIFY_POOL
 Loaded:      {"root", "main", "dir", "kept": [ids], "deleted": [ids], "time"}; + "replaced": the record before
 Discarded:   {"root", "main", "dir", "discarded": true, "time"}
 Second look: {"root", "main", "dir", "second_look": {"kept", "deleted"}, "record": {"pos", "neg"}, "time"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def _pick(vectors: np.ndarray, main: int, rough: np.ndarray, n_nearest: int, max
         rows, similarities = _rank(vectors, main, rough, min(n_ranked, n_usable))
         if max_similarity >= 1:
             return Neighbors(rows.tolist(), similarities.tolist(), 0)
-        taken, n_dropped = _distinct(vectors, main, rows, n_nearest, max_similarity)
+        taken, n_dropped = distinct(vectors, main, rows, n_nearest, max_similarity)
         if len(taken) == n_nearest or n_ranked >= n_usable:
             return Neighbors(rows[taken].tolist(), similarities[taken].tolist(), n_dropped)
         n_ranked *= 4
@@ -110,7 +111,7 @@ def cosines(vectors: np.ndarray, rows: Sequence[int] | np.ndarray, main: int) ->
     return np.round(result, 12)
 
 
-def _distinct(
+def distinct(
     vectors: np.ndarray, main: int, rows: np.ndarray, n_nearest: int, max_similarity: float
 ) -> tuple[list[int], int]:
     """Positions in `rows` of the first n_nearest that are no near duplicates, and the number of rows skipped."""
@@ -123,3 +124,14 @@ def _distinct(
             listed.append(row)
             taken.append(position)
     return taken, len(rows) - len(taken)
+
+
+def interleave(rankings: Sequence[Sequence[int]], first: int) -> dict[int, int]:
+    """Each row once, by its best rank -> the ranking that brought it. Of a rank, ranking number `first` comes first."""
+    order = [*range(first, len(rankings)), *range(first)]
+    brought: dict[int, int] = {}
+    for of_rank in itertools.zip_longest(*(rankings[number] for number in order)):
+        for number, row in zip(order, of_rank):
+            if row is not None:
+                brought.setdefault(row, number)
+    return brought
