@@ -5,7 +5,8 @@ Relative paths start at the folder in which a script is started.
 """
 
 # --- the list and the store ------------------------------------------------------------------------------------------
-FORMATTED_DATA_PATH = "data/formatted.json"  # input: a JSON list of {"url": ..., metadata}, or JSON lines
+FORMATTED_DATA_PATH = "data/formatted.json"  # input: a JSON list, JSON lines, CSV, Parquet, or URLs line by line
+URL_FIELD = "url"  # the field or column that holds the URL; it is stored as url, and another field url as _url
 ID_FIELD = "url"  # the field that identifies an item: id = uuid5(NAMESPACE_URL, value); changing it changes every id
 CHROMADB_PATH = "data/chroma"  # folder of the embedded Chroma and of the durable vectors; deleting it starts afresh
 COLLECTION_NAME = "images"  # name of the collection: 3 to 512 characters of a-z, A-Z, 0-9, '.', '_', '-'

@@ -25,6 +25,7 @@ from utils.embedding.run import Plan
 from utils.errors import UserError
 from utils.images.cache import ImageCache
 from utils.items.formatted import to_metadata
+from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 from utils.lock import hold
 from utils.log import LOG, start_log
@@ -36,10 +37,10 @@ from utils.web.download import DownloadLimits
 from utils.web.guard import behind_proxy
 from utils.web.urls import is_local
 
-CONSTANTS = """FORMATTED_DATA_PATH ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
-    FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME CLIP_PRETRAINED DEVICE
-    PRECISION BATCH_SIZE DOWNLOAD_WORKERS DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS
-    DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS EMBED_RAY_ADDRESS
+CONSTANTS = """FORMATTED_DATA_PATH URL_FIELD ID_FIELD CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV
+    COLLECTION_NAME FAILED_DATA_PATH IMAGE_CACHE_DIR_PATH IMAGE_CACHE_MAX_BYTES LOGS_DIR_PATH CLIP_MODEL_NAME
+    CLIP_PRETRAINED DEVICE PRECISION BATCH_SIZE DOWNLOAD_WORKERS DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S
+    DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS EMBED_RAY_ADDRESS
     EMBED_RAY_ACTORS EMBED_RAY_CPUS_PER_ACTOR"""
 
 
@@ -55,7 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("embed", args.logs_dir_path)
-    work = Worklist(Path(args.formatted_data_path), args.id_field, Path(args.failed_data_path))
+    source = open_source(Path(args.formatted_data_path), args.url_field, args.id_field)
+    work = Worklist(source, Path(args.failed_data_path))
     with open_store(args) as store:
         model = check_model(store, args)
         work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
@@ -225,6 +227,10 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
         print(f"failures, listed in {args.failed_data_path}: {counts}")
     if work.count(LASTING):
         print("failures from before are tried again with --retry-failed")
+    n_identical, n_most, url = work.identical()
+    if n_identical:
+        most = f"the most frequent, {n_most} times: {url[:200]}"
+        print(f"{n_identical} images stored now have bytes identical to another's; {most}")
     if n_extra:
         print(f"{n_extra} stored records are no longer in the list; --prune removes them")
     if args.image_cache_dir_path:

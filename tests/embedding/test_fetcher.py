@@ -61,7 +61,7 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
             raise ImageError("connection", "no route: Network is unreachable")
         if what == "full":
             cache.full = "it is full"
-    return np.full((2, 2, 3), job.key % 250, np.uint8)
+    return np.full((2, 2, 3), job.key % 250, np.uint8), 0
 
 
 class FewThreads:

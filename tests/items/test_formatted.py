@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import ImageError
-from utils.items.formatted import REST_FIELD, item_id, restore_item, to_metadata
+from utils.items.formatted import MAX_VALUES, REST_FIELD, item_id, restore_item, to_metadata
 from utils.store import collection as collections
 
 TEXT = st.text(st.characters(), max_size=8)  # lone surrogates and NUL included
@@ -55,6 +55,48 @@ def test_items_survive_chroma_exactly(collection, items: list[dict]):
     for item, metadata in zip(items, collections.read_metadata(collection, ids)):
         assert same(restore_item(metadata), item)
     collection.delete(ids=ids)
+
+
+def wide(sizes: list[int], n_fields: int) -> dict:
+    """An item with lists of these sizes, each of another type of element, and so many other fields."""
+    elements = [lambda i: i + 0.5, lambda i: f"é{i}", lambda i: i, lambda i: i % 2 == 0]
+    lists = {f"list {n}": [elements[n % 4](i) for i in range(size)] for n, size in enumerate(sizes)}
+    return {f"field {i}": i for i in range(n_fields)} | lists | {"url": "http://x/"}
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.lists(st.sampled_from([1, 900, MAX_VALUES - 2, MAX_VALUES, 5_462, 20_000]), max_size=3),
+    n_fields=st.sampled_from([0, 1, 3_000, MAX_VALUES - 1, 5_462]),
+)
+@example(sizes=[5_462], n_fields=0)
+@example(sizes=[], n_fields=5_462)
+@example(sizes=[MAX_VALUES - 1], n_fields=0)
+def test_items_with_any_number_of_values_survive_chroma_exactly(collection, sizes: list[int], n_fields: int):
+    items = [wide(sizes, n_fields), {"url": "http://narrow/", "n": 1}]
+    ids = [str(uuid.uuid4()) for _ in items]
+    metadatas = [to_metadata(item) for item in items]
+    collection.upsert(ids=ids, embeddings=np.ones((2, 2), np.float32), metadatas=metadatas)
+    for item, metadata in zip(items, collections.read_metadata(collection, ids)):
+        assert same(restore_item(metadata), item)
+        assert metadata["url"] == item["url"], "the later stages find it without REST_FIELD"
+    replaced = dict.fromkeys(metadatas[0], None) | to_metadata(wide([MAX_VALUES - 1], 0))  # as a refresh does
+    collection.update(ids=ids[:1], metadatas=[replaced])
+    assert collection.count() >= 2
+    collection.delete(ids=ids)
+
+
+def test_a_string_of_16_mb_survives_chroma_exactly(collection):
+    item = {"url": "http://x/", "text": "é" * (16 << 20), "controls": "\0" * 1000}
+    collection.upsert(ids=["x"], embeddings=np.ones((1, 2), np.float32), metadatas=[to_metadata(item)])
+    assert restore_item(collections.read_metadata(collection, ["x"])[0]) == item
+    collection.delete(ids=["x"])
+
+
+def test_metadata_within_the_bound_is_its_own_and_of_wide_items_the_long_lists_go():
+    metadata = to_metadata(wide([MAX_VALUES, 10], 20))
+    assert set(metadata) == {"url", "list 1", REST_FIELD, *(f"field {i}" for i in range(20))}
+    assert to_metadata(restore_item(metadata)) == metadata
 
 
 @given(item=ITEMS)

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import csv
+import datetime
+import gzip
 import json
+import sys
+import tracemalloc
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.errors import UserError
+from utils.errors import ImageError, UserError
 from utils.items import sources
-from utils.items.sources import read_items, read_list
+from utils.items.sources import open_source, read_list
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
@@ -47,24 +53,173 @@ def test_what_is_no_json_list_is_refused_wherever_it_breaks(tmp_path, monkeypatc
 @pytest.mark.parametrize("text", ["{}", "1", '"[]"', "null"])
 def test_json_that_is_no_list_is_said_to_be_none(tmp_path, text):
     (tmp_path / "list.json").write_text(text)
-    with pytest.raises(UserError, match=r"list .* is not a JSON list, at its beginning.*it must be \[\.\.\.\]"):
+    with pytest.raises(
+        UserError, match=r"list .* is not a JSON list: it does not begin with \[; it must be \[\.\.\.\]"
+    ):
         list(read_list(tmp_path / "list.json", "list", "[...]"))
 
 
-def test_jsonl_is_read_line_by_line_and_blank_lines_are_skipped(tmp_path: Path):
-    path = tmp_path / "list.jsonl"
-    path.write_text('\ufeff{"url": "a"}\n\n  \n{"url": "b"}', encoding="utf-8")
-    assert [item["url"] for item in read_items(path)] == ["a", "b"]
-    path.write_text('{"url": "a"}\n{"url": ')
-    items = read_items(path)
-    assert next(items) == {"url": "a"}
-    with pytest.raises(UserError, match="line 2, is not JSON"):
-        next(items)
+ITEMS = [{"url": "http://x/ä", "n": 1}, {"url": "http://x/b", "t": "日本"}]
 
 
-@pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
-def test_bytes_that_are_no_text_and_bottomless_nesting_are_one_line(tmp_path: Path, name: str):
-    for content in (b"\xff\xfe\x00[", b"[" * 200_000):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=r"is not (a JSON list|JSON)"):
-            list(read_items(tmp_path / name))
+def read(path: Path, **fields: str) -> list:
+    return list(open_source(path, **fields).read())
+
+
+def json_lines(items: list) -> str:
+    return "\r\n".join(json.dumps(item, ensure_ascii=False) for item in items) + "\r\n"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("form", "text", "expected"),
+    [
+        ("a JSON list", "\r\n " + json.dumps(ITEMS, ensure_ascii=False, indent=2), ITEMS),
+        ("a JSON list of URLs", '[\n"http://x/ä",\n"b.jpg"]', [{"url": "http://x/ä"}, {"url": "b.jpg"}]),
+        ("JSON lines", json_lines(ITEMS) + "\r\n \r\n" + json_lines(ITEMS), [*ITEMS, *ITEMS]),
+        ("JSON lines of URLs", json_lines(["http://x/ä", "b"]), [{"url": "http://x/ä"}, {"url": "b"}]),
+        ("URLs, one per line", "http://x/ä\r\n\r\n b.jpg \r\n", [{"url": "http://x/ä"}, {"url": "b.jpg"}]),
+        ("CSV", "url,n,t\r\nhttp://x/ä,1,日本\r\n", [{"url": "http://x/ä", "n": 1, "t": "日本"}]),
+        ("TSV", '"n"\t"url"\n"a\nb"\thttp://x/ä', [{"n": "a\nb", "url": "http://x/ä"}]),
+        ("CSV of one column", "url\nhttp://x/a,b\n", [{"url": "http://x/a,b"}]),
+    ],
+)
+def test_the_form_is_told_by_content_in_every_encoding(tmp_path: Path, pack, encoding, form, text, expected):
+    for name in ("list.json", "list.jsonl", "list.csv", "list"):
+        (tmp_path / name).write_bytes(pack(text.encode(encoding)))
+        source = open_source(tmp_path / name)
+        assert source.form.startswith(form) and ("gzip" in source.form) == (pack is gzip.compress)
+        assert list(source.read()) == expected
+        assert list(source.read()) == expected, "again"
+
+
+def test_lines_of_urls_may_be_paths(tmp_path: Path):
+    for line in ("/home/a b/x.jpg", "./x.jpg", "C:\\a\\x.jpg", "x.jpg", "data:image/png;base64,AA==", "file:///x"):
+        (tmp_path / "list").write_text(line + "\n")
+        assert read(tmp_path / "list") == [{"url": line}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b" \n", b"hello world\n", b"null", b"12", b"<html>\n", b"\x89PNG\r\n\x1a\n/a.b", b"name,age\nx,1\n"),
+        *(b'"a" b\n', b"\0" * 99, b"PK\3\4/x", b"\x1f\x8b\x08\0broken", b"\xff\xfe\0[", "größe\n".encode("latin-1")),
+    ],
+)
+def test_what_is_no_list_is_one_line_that_shows_the_forms(tmp_path: Path, content: bytes):
+    (tmp_path / "list.json").write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        open_source(tmp_path / "list.json")
+    assert '[{"url": "https://..."}, ...]' in str(raised.value) and '{"url": "https://..."} per line' in str(
+        raised.value
+    )
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "n_good", "words"),
+    [
+        (b'{"url": "a"}\n{"url": ', 1, "line 2 is not JSON"),
+        (b'{"url": "a"}\n\n{"url": "\xe4"}\n', 1, "line 3 is not JSON: it is not UTF-8"),
+        (b'{\n"url": "a"\n}', 0, "line 1 is not JSON"),
+        (b'[{"url": "a"},\n{"url": "b"}', 1, "after element 1: it ends early"),
+        (b'[{"url": "a"} {"url": "b"}]', 0, "at its beginning: no comma after an element"),
+        (b'[{"url": "a"}]]', 1, "other text follows its end"),
+        (b"[" * 200_000, 0, "recursion"),
+        (b"{" * 200_000, 0, "line 1 is not JSON"),
+        (b"url,url\n", 0, "two columns are named 'url'"),
+        (b'{"url": "a"}\n'.decode().encode("utf-16")[:-1], 0, "truncated data"),
+        (gzip.compress(b'{"url": "a"}\n' * 100_000)[:-9], None, "ended before"),
+    ],
+)
+def test_a_list_that_is_broken_further_on_names_the_place(
+    tmp_path: Path, content: bytes, n_good: int | None, words: str
+):
+    (tmp_path / "list").write_bytes(content)
+    good = []
+    with pytest.raises(UserError, match=words) as raised:
+        good += [good.append(item) for item in open_source(tmp_path / "list").read()]
+    assert n_good is None or len(good) == n_good
+    assert "\n" not in str(raised.value)
+
+
+def test_cells_are_numbers_or_booleans_if_they_print_the_same(tmp_path: Path):
+    cells = ["1", "-5", "0.5", "1e-07", "true", "false", "0", "12345678901234567890123"]
+    texts = ["00123", "nan", "inf", "1.50", "+1", "-0", "1e5", "True", "", " 1", "1_000", "\u0661", "1" * 5000, "1e999"]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["url", *(f"c{i}" for i in range(len(cells + texts)))], ["5", *cells, *texts]])
+    (item,) = read(tmp_path / "list.csv")
+    assert list(item.values()) == ["5", *map(json.loads, cells), *texts]
+    assert [type(value) for value in list(item.values())[1:7]] == [int, int, float, float, bool, bool]
+
+
+def test_a_wrong_row_is_a_bad_record_with_its_line(tmp_path: Path):
+    rows = b'url,"a"\nu1,1\n\nu2\nu3,"x\ny"\nu4,"x\ny",3\nu5,\xe4\nu6,2\nu7,"open\n'
+    (tmp_path / "list.csv").write_bytes(rows)
+    good = [item for item in read(tmp_path / "list.csv") if isinstance(item, dict)]
+    assert [tuple(item.values()) for item in good] == [("u1", 1), ("u3", "x\ny"), ("u6", 2), ("u7", "open\n")]
+    bad = [str(item) for item in read(tmp_path / "list.csv") if isinstance(item, ImageError)]
+    assert bad == [
+        "bad_record: line 4: 1 cells in place of 2",
+        "bad_record: lines 7 to 8: 3 cells in place of 2",
+        "bad_record: line 9: not UTF-8",
+    ]
+    source = open_source(tmp_path / "list.csv")
+    with pytest.raises(ImageError, match="line 4"):
+        [source.identify(item) for item in source.read()]
+
+
+def test_the_url_may_stand_in_another_field(tmp_path: Path):
+    expected = [{"url": "http://x/a", "n": 1, "_url": "http://page/"}]
+    for text in (
+        '[{"image": "http://x/a", "n": 1, "url": "http://page/"}]',
+        '{"image": "http://x/a", "n": 1, "url": "http://page/"}\n',
+        "image,n,url\nhttp://x/a,1,http://page/\n",
+    ):
+        (tmp_path / "list").write_text(text)
+        assert read(tmp_path / "list", url_field="image") == expected
+        source = open_source(tmp_path / "list", url_field="image", id_field="image")
+        assert source.identify(expected[0]) == uuid.uuid5(uuid.NAMESPACE_URL, "http://x/a")
+    (tmp_path / "list").write_text('["http://x/a"]')
+    assert read(tmp_path / "list", url_field="image") == [{"url": "http://x/a"}]
+    (tmp_path / "list").write_text('[{"url": "http://x/a"}]')
+    source = open_source(tmp_path / "list", url_field="image")
+    with pytest.raises(ImageError, match="field 'image' is missing"):
+        source.identify(next(source.read()))
+
+
+def test_parquet_is_read_row_by_row_as_its_json_would_be(tmp_path: Path):
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [
+        {"url": "http://x/a", "n": 1, "f": 0.5, "b": True, "l": [1, 2], "d": datetime.date(2024, 5, 1), "raw": b"\0"},
+        {"url": None, "n": None, "f": None, "b": None, "l": None, "d": None, "raw": None},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "list.json")
+    source = open_source(tmp_path / "list.json")
+    first = {"url": "http://x/a", "n": 1, "f": 0.5, "b": True, "l": [1, 2], "d": "2024-05-01"}
+    assert (source.form, list(source.read())) == ("Parquet", [first, {}])
+    (tmp_path / "list.json").write_bytes((tmp_path / "list.json").read_bytes()[:-9])
+    with pytest.raises(UserError, match="is broken as Parquet"):
+        read(tmp_path / "list.json")
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "list").write_bytes(b"PAR1....")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        read(tmp_path / "list")
+
+
+def test_a_table_streams(tmp_path: Path):
+    """The long form of this is ten million rows."""
+    n = 50_000
+    with (tmp_path / "list.csv").open("w") as file:
+        file.write("url,product,price\n")
+        file.writelines(f"http://host.example/{i},product {i},{i / 8}\n" for i in range(n))
+    tracemalloc.start()
+    assert sum(1 for _ in open_source(tmp_path / "list.csv").read()) == n
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()

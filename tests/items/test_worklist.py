@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from utils.errors import ImageError, UserError
 from utils.files import replacing
 from utils.items import worklist
+from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 
 NONE = np.empty(0, "V16")
@@ -26,7 +27,7 @@ ITEMS = [{"url": "http://x/0"}, {"url": "http://x/1"}, {"url": "http://x/0", "a"
 def open_list(tmp_path: Path) -> Callable[..., Worklist]:
     def open_list(items: list[object], id_field: str = "url") -> Worklist:
         (tmp_path / "list.json").write_text(json.dumps(items))
-        return Worklist(tmp_path / "list.json", id_field, tmp_path / "failed.json")
+        return Worklist(open_source(tmp_path / "list.json", id_field=id_field), tmp_path / "failed.json")
 
     return open_list
 
@@ -127,6 +128,14 @@ def test_failures_are_saved_while_another_thread_stores_what_failed_before(open_
     assert json.loads((tmp_path / "failed.json").read_text()) == []
 
 
+def test_stored_images_of_the_same_bytes_are_counted_and_the_most_frequent_named(open_list):
+    work = open_list([{"url": f"http://x/{number}"} for number in range(9)])
+    assert work.identical() == (0, 0, "")
+    for index, digest in enumerate([5, 7, 8, 7, 5, 7, 9, 0, 0]):  # 0: unknown
+        work.store(index, digest)
+    assert work.identical() == (5, 3, "http://x/1")
+
+
 @pytest.mark.parametrize(
     "now",
     [
@@ -174,7 +183,7 @@ def test_a_long_list_costs_little_memory(tmp_path: Path):
     code = (
         "import sys, tracemalloc; from tests.items.test_worklist import *\n"
         "path = Path(sys.argv[1]); tracemalloc.start()\n"
-        "work = Worklist(path / 'list.jsonl', 'url', path / 'failed.json')\n"
+        "work = Worklist(open_source(path / 'list.jsonl'), path / 'failed.json')\n"
         "work.settle(np.sort(work.ids[1::2]), retry_rule(False, False, True))\n"
         "assert not work.count(TODO) and work.count(KNOWN, LASTING) == len(work); work.save()\n"
         "print(tracemalloc.get_traced_memory()[1] // len(work))"

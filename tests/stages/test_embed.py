@@ -100,19 +100,36 @@ def test_a_list_from_first_run_to_prune(
     assert f"add --clip-model-name {offline_model_name} --clip-pretrained '', or" in other.stderr
 
 
+def test_a_placeholder_behind_many_links_is_counted(
+    tmp_path: Path, run_here: RunScript, photo_server: PhotoServer, offline_model_name: str
+):
+    names = list(photo_server.files)[:3]
+    for number in range(4):
+        photo_server.files[f"gone{number}.jpg"] = photo_server.files[names[1]]
+    urls = [f"{photo_server.url}/{name}" for name in [*names, *[f"gone{number}.jpg" for number in range(4)]]]
+    write_list(tmp_path, urls)
+    done = run_here("embed.py", "--download-allow-local", "--clip-model-name", offline_model_name)
+    assert done.stdout.startswith(summary(7, 0, 0, 0, 0, 0)), done.stderr
+    assert (
+        f"5 images stored now have bytes identical to another's; the most frequent, 5 times: {urls[1]}\n" in done.stdout
+    )
+
+
 def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path: Path, run_script: RunScript):
     (tmp_path / "data").mkdir()
     for content, words in [
-        (None, "does not exist; put a JSON list there"),
-        ("{", "is not a JSON list"),
-        ('{"url": "x"}', "is not a JSON list"),
+        (None, "does not exist; it must be a JSON list, [{"),
+        ("{", "is broken as JSON lines, at its beginning: line 1 is not JSON"),
+        ('{"url":\n"x"}', "is broken as JSON lines"),
+        ("images", "is of no known form; it must be a JSON list, [{"),
         ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items name this machine"),
     ]:
         if content is not None:
             (tmp_path / "data/formatted.json").write_text(content)
         done = run_script("embed.py", "--logs-dir-path", "")
         assert done.returncode == 2
-        assert words in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
+        assert words in done.stderr and done.stderr.count("error: ") == 1 and done.stdout == ""
+        assert done.stderr.splitlines()[-1].startswith("error: ") and done.stderr.count("\n") <= 2  # one: its form
         assert "\x1b" not in done.stderr
     assert not (tmp_path / "data/failed.json").exists()
 

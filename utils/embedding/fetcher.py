@@ -38,11 +38,12 @@ MAX_DECODE_S = 60  # a decoder that takes longer hangs: 100 megapixels take ten 
 
 
 class Result(NamedTuple):
-    """`pixels` (H, W, 3) uint8, or the `error` and no pixels."""
+    """`pixels` (H, W, 3) uint8 and the digest of the image's bytes, or the `error` and no pixels."""
 
     job: Job
     pixels: np.ndarray
     error: ImageError | None
+    digest: int = 0
 
 
 class Fetcher:
@@ -186,7 +187,7 @@ class Fetcher:
         if isinstance(message, int):
             self._note_start(worker, message)
             return
-        key, pixels, error, cache_full = message
+        key, pixels, digest, error, cache_full = message
         self._n_failed_starts = 0
         if cache_full and not self._cache_full:
             self._cache_full = cache_full
@@ -195,7 +196,7 @@ class Fetcher:
         self._waiting.done(queue_host(job.url))
         if isinstance(error, UserError):
             raise error
-        self._hand_on(self._suspects.sort(Result(job, pixels, error), error))
+        self._hand_on(self._suspects.sort(Result(job, pixels, error, digest), error))
 
     def _note_start(self, worker: _Worker, n_threads: int) -> None:
         self._ready.add(worker.process.pid)

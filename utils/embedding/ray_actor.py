@@ -53,12 +53,12 @@ class Embedder:
         self._settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache, self._encoder.preprocess)
 
     def __call__(self, table: Any) -> Any:
-        """The block with the columns vector, reason, detail and facts (in its first row) added."""
+        """The block with the columns digest, vector, reason, detail and facts (in its first row) added."""
         import pyarrow
 
         columns = table.to_pydict()
         n = len(columns["key"])
-        columns |= {"vector": [b""] * n, "reason": [""] * n, "detail": [""] * n, "facts": [""] * n}
+        columns |= {"digest": [0] * n, "vector": [b""] * n, "reason": [""] * n, "detail": [""] * n, "facts": [""] * n}
 
         def fail(job: Job, error: ImageError) -> None:
             columns["reason"][job.key], columns["detail"][job.key] = error.reason, error.detail
@@ -69,8 +69,9 @@ class Embedder:
         encoding = [(batch, self._streams.submit(encode, self._encoder, batch)) for batch in fetched]
         for batch, encoded in encoding:
             for result, vector in zip(batch, encoded.result()):
+                row = result.job.key
                 if np.isfinite(vector).all():
-                    columns["vector"][result.job.key] = vector.tobytes()
+                    columns["vector"][row], columns["digest"][row] = vector.tobytes(), result.digest
                 else:
                     fail(result.job, NOT_ENCODED)
         if self._encoder.dimension:

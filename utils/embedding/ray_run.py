@@ -36,9 +36,10 @@ MAX_BLOCK = 8  # batches: a dead actor's blocks are done again, and all pixels o
 
 
 class Embedded(NamedTuple):
-    """The outcome of a row: a vector (D,) float32, or the `error`."""
+    """The outcome of a row: the digest of its bytes and a vector (D,) float32, or the `error`."""
 
     row: Row
+    digest: int
     vector: np.ndarray
     error: ImageError | None
 
@@ -99,8 +100,8 @@ def _keep(results: list[Embedded], work: Worklist, store: Store) -> None:
     if good:
         metadata = [json.loads(result.row.metadata) for result in good]
         store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
-    for index in indexes:
-        work.store(index)
+    for result in good:
+        work.store(result.row.key, result.digest)
     for result in results:
         if result.error:
             work.fail(result.row.key, result.row.url, result.error)
@@ -157,10 +158,10 @@ def embed(
 
 def _read(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], list[Embedded]]:
     results = []
-    fields = (*Row._fields, "vector", "reason", "detail")
-    for *row, vector, reason, detail in zip(*(columns[name] for name in fields)):
+    fields = (*Row._fields, "digest", "vector", "reason", "detail")
+    for *row, digest, vector, reason, detail in zip(*(columns[name] for name in fields)):
         error = ImageError(reason, detail) if reason else None
-        results.append(Embedded(Row(*row), np.frombuffer(vector, np.float32), error))
+        results.append(Embedded(Row(*row), digest, np.frombuffer(vector, np.float32), error))
     return json.loads(next(filter(None, columns["facts"]), "{}")), results
 
 

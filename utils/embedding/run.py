@@ -151,14 +151,15 @@ class Keeper:
         is_good = np.isfinite(vectors).all(axis=1)
         for result in itertools.compress(batch, ~is_good):
             self.fail(result.job, NOT_ENCODED)
-        indexes = [result.job.key for result in itertools.compress(batch, is_good)]
+        good = list(itertools.compress(batch, is_good))
         self.wait()
-        if indexes:
-            self._written = self._writer.submit(self._write, indexes, vectors[is_good])
+        if good:
+            keys = [(result.job.key, result.digest) for result in good]  # without the pixels
+            self._written = self._writer.submit(self._write, keys, vectors[is_good])
         self._progress.set_postfix(
-            stored=self._work.count(STORED) + len(indexes), failed=self._work.count(FAILED), refresh=False
+            stored=self._work.count(STORED) + len(good), failed=self._work.count(FAILED), refresh=False
         )
-        self._progress.update(len(indexes))
+        self._progress.update(len(good))
 
     def wait(self) -> None:
         """Wait until all kept batches are on the disk. Raises the writer's error."""
@@ -170,7 +171,8 @@ class Keeper:
         self._work.fail(job.key, job.url, error)
         self._progress.update()
 
-    def _write(self, indexes: list[int], vectors: np.ndarray) -> None:
+    def _write(self, keys: list[tuple[int, int]], vectors: np.ndarray) -> None:
+        indexes = [index for index, _ in keys]
         self._store.append(self._work.ids[indexes], [self._metadata.pop(index) for index in indexes], vectors)
-        for index in indexes:
-            self._work.store(index)
+        for index, digest in keys:
+            self._work.store(index, digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from typing import Any
 
@@ -11,6 +12,10 @@ from utils.errors import ImageError
 
 # The one field added to an item's own: a JSON object of the fields that Chroma would change, also one of this name.
 REST_FIELD = "_rest_json"
+# Fields and list elements of an item that stand in Chroma's own tables. Chroma 1.5 writes six SQL variables for each;
+# a record with more than 5,461 of them cannot be written, and no later write to the collection succeeds.
+MAX_VALUES = 5_000
+_NO_UNICODE = re.compile("[\0\ud800-\udfff]")
 
 
 def item_id(item: Any, id_field: str) -> uuid.UUID:
@@ -18,26 +23,39 @@ def item_id(item: Any, id_field: str) -> uuid.UUID:
 
     Raises ImageError("bad_record") without a usable url or id field.
     """
+    if isinstance(item, ImageError):
+        raise item
     if not isinstance(item, dict):
         raise ImageError("bad_record", f"not an object but {type(item).__name__}")
     for field in dict.fromkeys(("url", id_field)):
         value = item.get(field)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and field != "url"
-        if not (is_number or (isinstance(value, str) and value.strip() and _is_unicode(value))):
+        if not (is_number or (isinstance(value, str) and value.strip() and is_unicode(value))):
             raise ImageError("bad_record", f"field {field!r} is {'missing' if field not in item else 'not usable'}")
     value = item[id_field]
     return uuid.uuid5(uuid.NAMESPACE_URL, value if isinstance(value, str) else json.dumps(value))
 
 
+def name_url(element: Any, url_field: str) -> Any:
+    """An element of a list whose items have their URL in `url_field`, with the URL in "url"; an own "url" is "_url"."""
+    if url_field == "url" or not isinstance(element, dict):
+        return element
+    if url_field not in element:
+        return ImageError("bad_record", f"field {url_field!r} is missing")
+    item = {"_url" if name == "url" else name: value for name, value in element.items()}
+    return {"url": item.pop(url_field), **item}
+
+
 def to_metadata(item: dict[str, Any]) -> dict[str, Any]:
     """The item as Chroma metadata: fields that Chroma keeps exactly under their own names, the others in REST_FIELD.
 
-    A float that Chroma would round stands in both: rounded for filters, exact in REST_FIELD.
+    A float that Chroma would round stands in both: rounded for filters, exact in REST_FIELD. Of an item with more than
+    MAX_VALUES values, those of the longest lists stand in REST_FIELD only.
     """
     exact = {name: value for name, value in item.items() if _is_name(name) and _is_value(value)}
-    rest = {name: value for name, value in item.items() if name not in exact}
-    rounded = {name: value for name, value in rest.items() if _is_name(name) and _is_rounded(value)}
-    metadata = exact | rounded
+    rounded = {name: value for name, value in item.items() if _is_name(name) and _is_rounded(value)}
+    metadata = _fitting(exact | rounded)
+    rest = {name: value for name, value in item.items() if name not in exact or name not in metadata}
     if rest:
         metadata[REST_FIELD] = json.dumps(rest)
     return metadata
@@ -49,9 +67,23 @@ def restore_item(metadata: dict[str, Any]) -> dict[str, Any]:
     return item | json.loads(metadata.get(REST_FIELD, "{}"))
 
 
+def is_unicode(text: str) -> bool:
+    """No lone surrogate, which JSON can hold and UTF-8 cannot, and no NUL, where C code may stop reading."""
+    return not _NO_UNICODE.search(text)
+
+
+def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, without the longest if they have more than MAX_VALUES values together; "url" always stays."""
+    sizes = {name: len(value) if isinstance(value, list) else 1 for name, value in fields.items()}
+    names = sorted(fields, key=lambda name: (name != "url", sizes[name]))
+    total = 1  # REST_FIELD
+    kept = {name for name in names if (total := total + sizes[name]) <= MAX_VALUES}
+    return {name: value for name, value in fields.items() if name in kept}
+
+
 def _is_name(name: str) -> bool:
     """Chroma refuses empty names and names that begin with $ or #, and drops chroma:* without an error."""
-    return name != REST_FIELD and name != "" and not name.startswith(("$", "#", "chroma:")) and _is_unicode(name)
+    return name != REST_FIELD and name != "" and not name.startswith(("$", "#", "chroma:")) and is_unicode(name)
 
 
 def _is_value(value: Any) -> bool:
@@ -59,7 +91,7 @@ def _is_value(value: Any) -> bool:
         kinds = {type(element) for element in value}
         return len(kinds) == 1 and kinds <= {str, int, float, bool} and all(map(_is_value, value))
     if isinstance(value, str):
-        return _is_unicode(value)
+        return is_unicode(value)
     if isinstance(value, int):  # bool included
         return -(2**63) <= value < 2**63
     return isinstance(value, float) and _is_plain(value)
@@ -76,8 +108,3 @@ def _is_plain(value: float) -> bool:
         return False
     text = f"{value:.14e}"  # 15 digits
     return float(text) == value and -8 <= int(text.partition("e")[2]) <= 22
-
-
-def _is_unicode(text: str) -> bool:
-    """No lone surrogate, which JSON can hold and UTF-8 cannot, and no NUL, where C code may stop reading."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,7 @@ import numpy as np
 
 from utils.errors import REASONS, ImageError, UserError, can_heal
 from utils.files import replacing
-from utils.items.formatted import item_id
-from utils.items.sources import read_items, read_list
+from utils.items.sources import Source, read_list
 from utils.log import LOG
 
 # Outcomes. TODO: not reached yet. KNOWN: stored before this run. LASTING: failed before, and not tried again.
@@ -25,28 +25,30 @@ _NO_ID = b"\0" * 16
 
 
 class Worklist:
-    """All items of the list `source`: `ids` (N,) V16 and `outcome` (N,) uint8.
+    """All items of `source`: `ids` (N,) V16 and `outcome` (N,) uint8.
 
     Of items with the same id, the first counts and the others are duplicates; duplicates with other fields are logged.
-    Memory: 25 bytes per item, and the failures. Items themselves would take 6 GB for ten million, so the list is read
+    Memory: 33 bytes per item, and the failures. Items themselves would take 6 GB for ten million, so the list is read
     again where they are needed, and each is checked to be the same. Raises UserError for an unusable list.
     """
 
-    def __init__(self, source: Path, id_field: str, failed_path: Path) -> None:
-        self.source, self.id_field, self.failed_path = source, id_field, failed_path
+    def __init__(self, source: Source, failed_path: Path) -> None:
+        self.source, self.failed_path = source, failed_path
         self.failures: dict[int, dict[str, Any]] = {}  # index -> entry of the failures file
         self.n_differing = 0  # duplicates with other fields than the first
         ids, self._hashes = bytearray(), array.array("q")
-        for index, item in enumerate(read_items(source)):
+        for index, item in enumerate(source.read()):
             try:
-                ids += item_id(item, id_field).bytes
+                ids += source.identify(item).bytes
             except ImageError as error:
                 ids += _NO_ID
                 self._add_failure(index, _url(item), error)
             self._hashes.append(_hash(item))
         self.ids = np.frombuffer(bytes(ids), "V16")
+        LOG.info("%s: %s, %d items", source.path, source.form, len(self.ids))
         self.outcome = np.full(len(self.ids), TODO, np.uint8)
         self.outcome[list(self.failures)] = FAILED
+        self._digests = np.zeros(len(self.ids), np.int64)
         self._find_duplicates()
         self._saved_at, self._n_saved = time.monotonic(), 0
         self._before = self._read_failures()
@@ -85,9 +87,9 @@ class Worklist:
 
     def _read_again(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, Any]]]:
         n = 0
-        for index, item in enumerate(read_items(self.source)):
+        for index, item in enumerate(self.source.read()):
             if index == len(self):
-                LOG.warning("%s grew during this run; run again to embed its new items", self.source)
+                LOG.warning("%s grew during this run; run again to embed its new items", self.source.path)
                 return
             if is_wanted(index):
                 if _hash(item) != self._hashes[index]:
@@ -95,10 +97,14 @@ class Worklist:
                 yield index, item
             n += 1
         if n < len(self):
-            raise UserError(f"formatted data {self.source} was rewritten during this run, from item {n} on; run again")
+            raise UserError(
+                f"formatted data {self.source.path} was rewritten during this run, from item {n} on; run again"
+            )
 
-    def store(self, index: int) -> None:
+    def store(self, index: int, digest: int = 0) -> None:
+        """Note an item as stored; `digest` is a hash of its image's bytes, 0 if unknown."""
         self.outcome[index] = STORED
+        self._digests[index] = digest
         self.failures.pop(index, None)
 
     def fail(self, index: int, url: str, error: ImageError) -> None:
@@ -127,6 +133,18 @@ class Worklist:
         failed = np.isin(self.outcome, (FAILED, LASTING))
         counts = collections.Counter(e["reason"] for i, e in self.failures.items() if failed[i])
         return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))
+
+    def identical(self) -> tuple[int, int, str]:
+        """Images stored in this run that have the same bytes as another: their number, and of the most frequent the
+        number and first URL. Reads the list up to there."""
+        stored = np.flatnonzero((self.outcome == STORED) & (self._digests != 0))
+        _, first, counts = np.unique(self._digests[stored], return_index=True, return_counts=True)
+        if not (counts > 1).any():
+            return 0, 0, ""
+        most = int(counts.argmax())
+        wanted = int(stored[first[most]])
+        item = next(itertools.islice(self.source.read(), wanted, None))
+        return int(counts[counts > 1].sum()), int(counts[most]), _url(item) or ""
 
     def _add_failure(self, index: int, url: str | None, error: ImageError) -> None:
         self.failures[index] = {"index": index, "url": url, "reason": error.reason, "detail": error.detail}
@@ -171,7 +189,7 @@ def retry_rule(retry_failed: bool, allow_local: bool, respect_noai: bool) -> Cal
 
 def _hash(item: Any) -> int:
     """The same for equal items within this process."""
-    return hash(json.dumps(item, sort_keys=True))
+    return hash(json.dumps(item, sort_keys=True, default=str))  # str for an ImageError
 
 
 def _url(item: Any) -> str | None:

@@ -1,0 +1,94 @@
+"""Tables as input: CSV, TSV and Parquet, one item per row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from utils.errors import ImageError, UserError
+from utils.log import LOG
+
+NAMES = {",": "CSV", "\t": "TSV", ";": "CSV, with semicolons", "|": "CSV, with bars", "\0": "CSV of one column"}
+_MAX_CELL = 1 << 26  # characters; a quote that is never closed makes one cell of the rest of the file
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes decoded with surrogateescape
+_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]+)?(e[+-][0-9]+)?")
+
+
+def check_utf8(text: str) -> str:
+    """`text`, decoded with surrogateescape. Raises ValueError if it was not UTF-8."""
+    if not text.isascii() and _NOT_UTF8.search(text):
+        raise ValueError("it is not UTF-8")
+    return text
+
+
+def find_delimiter(line: str, url_field: str) -> str:
+    """The delimiter of a table whose first line names a column `url_field`; "" for a line of another kind."""
+    for delimiter in NAMES:
+        names = _split(line, delimiter)
+        if url_field in names and (len(names) > 1 or delimiter == "\0"):
+            return delimiter
+    return ""
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def read_table(file: TextIO, delimiter: str, url_field: str) -> Iterator[dict[str, Any] | ImageError]:
+    """An item per row, its fields named by the first line. A row of another length is a bad record with its line.
+
+    A cell is a number or boolean if that prints as the cell does, and text otherwise and in the column `url_field`.
+    """
+    csv.field_size_limit(_MAX_CELL)
+    rows = csv.reader(file, delimiter=delimiter)
+    names = [check_utf8(name.strip()) for name in next(rows)]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two columns are named {min(repeated)!r}")
+    last = rows.line_num
+    for cells in rows:
+        first, last = last + 1, rows.line_num
+        where = f"line {first}" if first == last else f"lines {first} to {last}"
+        if any(map(_NOT_UTF8.search, cells)):
+            yield ImageError("bad_record", f"{where}: not UTF-8")
+        elif len(cells) == len(names):
+            yield {name: cell if name == url_field else _value(cell) for name, cell in zip(names, cells)}
+        elif cells:
+            yield ImageError("bad_record", f"{where}: {len(cells)} cells in place of {len(names)}")
+
+
+def _value(cell: str) -> str | int | float | bool:
+    if cell in ("true", "false"):
+        return cell == "true"
+    if not _NUMBER.fullmatch(cell):
+        return cell
+    value = int(cell) if cell.lstrip("-").isdigit() else float(cell)
+    return value if json.dumps(value) == cell and math.isfinite(value) else cell
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """An item per row. Null is no field; dates and decimals are text; columns of bytes are left out, and logged."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"formatted data {path} is Parquet, which needs pyarrow: pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            binary = [field.name for field in file.schema_arrow if "binary" in str(field.type)]
+            if binary:
+                LOG.info("%s: columns of bytes are left out: %s", path, ", ".join(binary))
+            columns = [name for name in file.schema_arrow.names if name not in binary]
+            for batch in file.iter_batches(1_000, columns=columns):
+                for row in batch.to_pylist():
+                    row = {name: value for name, value in row.items() if value is not None}
+                    yield json.loads(json.dumps(row, default=str))
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
