@@ -30,6 +30,7 @@ from utils.annotation.neighbors import Neighbors
 from utils.annotation.records import read_records
 from utils.errors import UserError
 from utils.images.cache import ImageCache
+from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
 from utils.lock import hold
 from utils.log import LOG, bar, start_log
@@ -202,6 +203,7 @@ def open_images(args: argparse.Namespace) -> DirImages:
         args.download_max_bytes,
         args.download_allow_local,
         args.download_respect_noai,
+        named_folders(Path(args.chromadb_path)),
     )
     return DirImages(
         ImageCache(args.image_cache_dir_path, 0),

@@ -27,6 +27,7 @@ from utils.images.cache import ImageCache
 from utils.log import LOG, start_log
 from utils.store import collection
 from utils.store.server import choose
+from utils.web.urls import find_files
 
 NO_VALUE = {"path": "not in the image cache", "url": "no url", "id": ""}  # ANN_EXPORT_VALUE -> why there may be none
 N_NAMED = 3  # ids in a line on stdout; the log file has all
@@ -89,9 +90,10 @@ def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Se
     """The text to write for each image; "" for an image without a cached file or url."""
     if args.ann_export_format in (formats.PAIRS, formats.QRELS) or args.ann_export_value == "id":
         return ids
+    urls = collection.read_urls(images, ids)
     if args.ann_export_value == "url":
-        return collection.read_urls(images, ids)
-    cache = ImageCache(args.image_cache_dir_path, 0)
+        return urls
+    cache = ImageCache(args.image_cache_dir_path, 0, files=find_files(dict(zip(ids, urls)), None))
     return [path.absolute().as_posix() if (path := cache.find(id_)) else "" for id_ in ids]
 
 

@@ -9,7 +9,6 @@ thumbnails into ANN_REPORT_DIR_PATH, a folder that can be moved or zipped.
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from utils import cli
 from utils.annotation import history, neighbors
 from utils.annotation.judgments import rank
 from utils.annotation.records import Record, read_records
-from utils.errors import ImageError, UserError
+from utils.errors import UserError
 from utils.files import replacing, write_json
 from utils.images.cache import ImageCache
 from utils.images.copies import make_thumbnails, remove_other_thumbnails
+from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
 from utils.log import bar, start_log
 from utils.report import page
@@ -31,7 +31,7 @@ from utils.report.figures import Figures, ReportData, compare, measure
 from utils.report.reviews import Reviews, read_reviews
 from utils.store import collection
 from utils.store.server import choose
-from utils.web.urls import local_path, scheme_of
+from utils.web.urls import find_files, scheme_of
 
 MEASURES = {  # key of the figures -> words
     "average_precision": "average precision, of judged images",
@@ -41,7 +41,7 @@ MEASURES = {  # key of the figures -> words
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = """ANNOTATED_DATA_PATH CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
-        IMAGE_CACHE_DIR_PATH MAX_IMAGE_PIXELS ANN_HISTORY_PATH ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
+        IMAGE_CACHE_DIR_PATH DOWNLOAD_ALLOW_LOCAL MAX_IMAGE_PIXELS ANN_HISTORY_PATH ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
     parser = cli.parser(__doc__, config, names.split())
     parser.add_argument(
         "--compare-collection", default="", metavar="NAME", help="judge this collection, too: same ids, another model"
@@ -83,7 +83,9 @@ def read_data(records: list[Record], reviews: Reviews, args: argparse.Namespace,
 def write_report(data: ReportData, figures: Figures, folder: Path, args: argparse.Namespace) -> None:
     """Thumbnails first: what the page and report.json name is there when they appear."""
     ids = page.shown_ids(data, figures)
-    cache = ImageCache(args.image_cache_dir_path, 0)
+    urls = {id_: str(data.items[id_].get("url", "")) for id_ in ids if id_ in data.items}
+    folders = None if args.download_allow_local else named_folders(Path(args.chromadb_path))
+    cache = ImageCache(args.image_cache_dir_path, 0, files=find_files(urls, folders))
     with bar(len(ids), "thumbnails", "image") as progress:
         pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(pictured)
@@ -97,17 +99,13 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
 def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCache, folder: Path) -> dict[str, str]:
     """id -> the http(s) URL of its image, else the path from the page to its file, if it lies in the page's folder."""
     folder = folder.resolve()
-    is_near = cache.directory is not None and cache.directory.resolve().is_relative_to(folder)
     found = {}
     for id_ in ids:
-        url = str(items.get(id_, {}).get("url", ""))
-        if scheme_of(url) in ("http", "https"):
+        url = items.get(id_, {}).get("url")
+        if isinstance(url, str) and scheme_of(url) in ("http", "https"):
             found[id_] = url
-            continue
-        with contextlib.suppress(ImageError, OSError, ValueError):  # no path of this machine
-            path = ((is_near and cache.find(id_)) or local_path(url)).resolve()
-            if path.is_relative_to(folder) and path.is_file():
-                found[id_] = f"./{quote(path.relative_to(folder).as_posix())}"
+        elif (path := cache.find(id_)) and path.resolve().is_relative_to(folder):
+            found[id_] = f"./{quote(path.resolve().relative_to(folder).as_posix())}"
     return found
 
 

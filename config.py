@@ -5,7 +5,7 @@ Relative paths start at the folder in which a script is started.
 """
 
 # --- the list and the store ------------------------------------------------------------------------------------------
-FORMATTED_DATA_PATH = "data/formatted.json"  # input: a JSON list, JSON lines, CSV, Parquet, or URLs line by line
+FORMATTED_DATA_PATH = "data/formatted.json"  # input: a folder of images or a list: JSON, CSV, Parquet, URLs
 URL_FIELD = "url"  # the field or column that holds the URL; it is stored as url, and another field url as _url
 ID_FIELD = "url"  # the field that identifies an item: id = uuid5(NAMESPACE_URL, value); changing it changes every id
 CHROMADB_PATH = "data/chroma"  # folder of the embedded Chroma and of the durable vectors; deleting it starts afresh

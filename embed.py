@@ -1,8 +1,8 @@
-"""Stage 1: download the images of a list, embed them with CLIP, and store id, embedding and metadata in Chroma.
+"""Stage 1: embed the images of a list or folder with CLIP, and store id, embedding and metadata in Chroma.
 
-    python embed.py
+    python embed.py [LIST_OR_FOLDER]
 
-Reads FORMATTED_DATA_PATH; writes the collection in CHROMADB_PATH, the image cache and FAILED_DATA_PATH.
+Reads FORMATTED_DATA_PATH and the images; writes the collection in CHROMADB_PATH, the image cache and FAILED_DATA_PATH.
 A second run continues a stopped one, and adds what is new in the list.
 """
 
@@ -24,7 +24,8 @@ from utils.embedding import ray_run, run, weights
 from utils.embedding.run import Plan
 from utils.errors import UserError
 from utils.images.cache import ImageCache
-from utils.items.formatted import to_metadata
+from utils.items.folder import is_same_file, note_named
+from utils.items.formatted import restore_item, to_metadata
 from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 from utils.lock import hold
@@ -46,11 +47,17 @@ CONSTANTS = """FORMATTED_DATA_PATH URL_FIELD ID_FIELD CHROMADB_PATH CHROMA_SERVE
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, CONSTANTS.split())
+    parser.add_argument("input", nargs="?", metavar="LIST_OR_FOLDER", help="in place of FORMATTED_DATA_PATH")
     parser.add_argument("--retry-failed", action="store_true", help="try lasting failures again, too")
     parser.add_argument("--refresh-metadata", action="store_true", help="replace stored metadata that the list changed")
+    parser.add_argument(
+        "--refresh-changed", action="store_true", help="embed files again that changed since they were embedded"
+    )
     parser.add_argument("--prune", action="store_true", help="remove stored records that are no longer in the list")
     parser.add_argument("--verify", action="store_true", help="compare list, journal and collection; embed nothing")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.formatted_data_path = args.input or args.formatted_data_path
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,9 +70,11 @@ def main(argv: list[str] | None = None) -> int:
         work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
         if args.verify:
             return print_verification(work, store)
-        if not args.download_allow_local:
+        if source.is_folder:
+            follow_files(work, store, args)
+        elif not args.download_allow_local:
             check_local_addresses(work)
-        if args.refresh_metadata:
+        if args.refresh_metadata and not source.is_folder:
             refresh_metadata(work, store)
         if args.prune:
             prune(work, store)
@@ -118,10 +127,42 @@ def refresh_metadata(work: Worklist, store: Store) -> None:
         metadata = to_metadata(item)
         if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, since 1 == 1.0 == True
             changed.append((id_, metadata))
+    change_metadata(store, changed)
+    print(f"metadata refreshed: {len(changed)} of {len(stored)} records")
+
+
+def change_metadata(store: Store, changed: list[tuple[bytes, dict[str, Any]]]) -> None:
     if changed:
         store.change_metadata(np.frombuffer(b"".join(id_ for id_, _ in changed), "V16"), [m for _, m in changed])
         store.finish()
-    print(f"metadata refreshed: {len(changed)} of {len(stored)} records")
+
+
+def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None:
+    """Update the metadata of stored files that were moved; report files that changed, or have them embedded again."""
+    note_named(Path(args.chromadb_path), work.source.path)
+    stored = dict(store.journal.metadata())
+    for id_ in store.journal.gone.tolist():  # deleted by people, and to stay so
+        stored.pop(id_, None)
+    moved, changed = [], list[tuple[int, str]]()
+    for index, item in work.firsts():
+        id_ = work.ids[index].tobytes()
+        before = restore_item(stored[id_]) if work.outcome[index] == KNOWN and id_ in stored else item
+        if not is_same_file(before, item):
+            changed.append((index, item["url"]))
+        elif before != item:
+            moved.append((id_, to_metadata(item)))
+    change_metadata(store, moved)
+    if moved:
+        print(f"{len(moved)} files were moved: their stored url is updated")
+    if changed and args.refresh_changed:
+        indexes = [index for index, _ in changed]
+        store.remove(work.ids[indexes])
+        work.outcome[indexes] = TODO
+        print(f"{len(changed)} files changed since they were embedded, and are embedded again")
+    elif changed:
+        finding = f"{len(changed)} files are other ones than those embedded under the same name"
+        print(f"{finding}, the first is {changed[0][1]}; --refresh-changed embeds them again")
+        LOG.debug("changed files: %s", [url for _, url in changed])
 
 
 def _text(metadata: dict[str, Any]) -> str:
@@ -164,7 +205,8 @@ def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argp
     """Embed and store the items that are still to do, in this process or on Ray."""
     if not work.count(TODO):
         return
-    plan = make_plan(store, args)
+    folders = (str(work.source.path.resolve()),) if work.source.is_folder else ()
+    plan = make_plan(store, folders, args)
     if not args.embed_ray_address:
         run.embed_todo(work, store, model, plan)
         return
@@ -172,13 +214,15 @@ def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argp
         ray_run.embed_todo(work, store, model, plan, args.embed_ray_actors, args.embed_ray_cpus_per_actor)
 
 
-def make_plan(store: Store, args: argparse.Namespace) -> Plan:
+def make_plan(store: Store, folders: tuple[str, ...], args: argparse.Namespace) -> Plan:
+    """`folders`: files in and below them need no DOWNLOAD_ALLOW_LOCAL."""
     limits = DownloadLimits(
         args.download_timeout_s,
         args.download_attempts,
         args.download_max_bytes,
         args.download_allow_local,
         args.download_respect_noai,
+        folders,
     )
     return Plan(
         (args.clip_model_name, args.clip_pretrained, args.device, args.precision),
@@ -225,6 +269,8 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
     if reasons := work.reasons():
         counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
         print(f"failures, listed in {args.failed_data_path}: {counts}")
+    for note in work.source.notes:
+        print(note)
     if work.count(LASTING):
         print("failures from before are tried again with --retry-failed")
     n_identical, n_most, url = work.identical()

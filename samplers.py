@@ -12,6 +12,8 @@ import inspect
 import itertools
 import json
 import math
+import unicodedata
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,10 +224,12 @@ def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -
 def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str]) -> Iterator[int]:
     """Exactly the given ids, in their order. Annotated and unknown ids are skipped with a warning.
 
+    Instead of an id, what the list names the item by: its value of ID_FIELD, or its path in the folder of images.
     An id that was shown before, or in this run, is yielded with a warning although it is not allowed. O(N).
     """
     asked = dict.fromkeys(_strings("ids", ids))
-    row_of = {id_: row for row, id_ in enumerate(pool.ids) if id_ in asked}
+    name_of = {id_: name for name in reversed(asked) for id_ in _possible_ids(name)}
+    row_of = {name_of[id_]: row for row, id_ in enumerate(pool.ids) if id_ in name_of}
     annotated = {row for pos, _ in pool.annotated for row in pos}
     may_be_main = pool.allowed.copy()
     for id_ in asked:
@@ -240,6 +244,11 @@ def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str])
             if row in pool.shown or not pool.allowed[row]:
                 pool.warn(f"{id_}: shown before in another directory")
             yield row
+
+
+def _possible_ids(name: str) -> tuple[str, ...]:
+    named = (name, unicodedata.normalize("NFC", name))  # paths in folders are NFC
+    return name, *(str(uuid.uuid5(uuid.NAMESPACE_URL, each)) for each in named)
 
 
 EXAMPLES = {"fields": ["product"], "prompt": "a red shoe", "ids": ["ID"]}  # of the required options

@@ -25,6 +25,7 @@ from utils.images.decode import decode
 from utils.images.preprocess import Preprocess, to_pixels
 from utils.processes import ignore
 from utils.web.download import DownloadLimits, fetch
+from utils.web.urls import is_file
 
 NO_PIXELS = np.empty(0, np.uint8)
 
@@ -53,17 +54,18 @@ Decoding = Callable[[], contextlib.AbstractContextManager[Preprocess]]
 
 
 def load_pixels(job: Job, settings: FetchSettings, cache: ImageCache, decoding: Decoding) -> Loaded:
-    """An image from the cache or else from its url, and then cached.
+    """An image from the cache or else from its url, and then cached; a file of this machine from where it lies.
 
     `decoding` makes a context held while bytes are decoded, which waits for the Preprocess. Raises ImageError.
     """
-    path = cache.find(job.id)
-    if path is not None:
+    is_cached = not is_file(job.url)
+    if is_cached and (path := cache.find(job.id)):
         with contextlib.suppress(ImageError, OSError), path.open("rb") as file, decoding() as preprocess:
             return _load(file, settings.max_pixels, preprocess)  # a damaged file is fetched again
     with fetch(job.url, settings.limits) as file, decoding() as preprocess:
         loaded = _load(file, settings.max_pixels, preprocess)
-        cache.add(job.id, file)
+        if is_cached:
+            cache.add(job.id, file)
     return loaded
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,19 +23,21 @@ class ImageCache:
 
     `used` is multiprocessing's Value("q"), shared by all processes that add: the bytes in the folder. `full` is the
     reason why caching has stopped, "" before that. Readers see complete files only. A full or read-only disk raises
-    nothing: caching stops and embedding goes on.
+    nothing: caching stops and embedding goes on. `files`: id -> originals that lie elsewhere on this machine.
     """
 
-    def __init__(self, directory: str, max_bytes: int, used: Any = None) -> None:
+    def __init__(
+        self, directory: str, max_bytes: int, used: Any = None, files: Mapping[str, Path] | None = None
+    ) -> None:
         self.directory = Path(directory) if directory else None
         self.max_bytes = max_bytes
         self.full = ""
-        self._used = used
+        self._used, self._files = used, files or {}
 
     def find(self, id_: str) -> Path | None:
-        """Path of the cached original of `id_`, whatever its extension; None if there is none."""
-        if self.directory is None:
-            return None
+        """Path of the original of `id_`, in the cache or where it lies; None if it is in neither place."""
+        if id_ in self._files or self.directory is None:
+            return self._files.get(id_)
         stem = self.directory / id_[:2] / id_
         candidates = (stem.with_name(id_ + extension) for extension in EXTENSIONS)
         return next((path for path in candidates if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""The input, read item by item: a list in one of several forms, told by its first bytes."""
+"""The input, read item by item: a folder of images, or a list in one of several forms, told by its first bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from utils.errors import UserError
-from utils.items import tables
+from utils.items import folder, tables
 from utils.items.formatted import item_id, name_url
 
 CHUNK = 1 << 16  # characters read at a time
@@ -26,7 +26,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S|[^\s<>]*[/\\]\S|[^\s<>]+\.[A-Za-z
 _JSON_STRING = re.compile(r'"([^"\\]|\\.)*"')
 _EXPECTED = (
     'it must be a JSON list, [{"url": "https://..."}, ...], or JSON lines, one {"url": "https://..."} per line; CSV '
-    "with a column url, Parquet and one URL per line work as well"
+    "with a column url, Parquet, one URL per line and a folder of images work as well"
 )
 _BROKEN = (ValueError, RecursionError, EOFError, csv.Error, zlib.error)  # raised for a broken file
 
@@ -34,7 +34,7 @@ Reader = Callable[[TextIO], Iterator[Any]]
 
 
 class Source(NamedTuple):
-    """An input. `read` gives its elements, anew at each call; `form` is for people.
+    """An input. `read` gives its elements, anew at each call; `form` and `notes` are for people.
 
     An element is any JSON value, or an ImageError for a row that is no item. `identify` gives an element's id, or
     raises ImageError("bad_record").
@@ -44,13 +44,18 @@ class Source(NamedTuple):
     form: str
     read: Callable[[], Iterator[Any]]
     identify: Callable[[Any], uuid.UUID]
+    is_folder: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> Source:
-    """The list `path`. Items have their URL in the field `url_field`, elements have it in "url".
+    """The list or folder `path`. Items have their URL in the field `url_field`, elements have it in "url".
 
     Raises UserError for an unknown form; read() raises UserError where the list is broken.
     """
+    if path.is_dir():
+        images = folder.find_images(path)
+        return Source(path, "a folder of images", images.items, folder.image_id, True, images.notes())
     try:
         with path.open("rb") as file:
             head = file.read(4)

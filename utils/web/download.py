@@ -37,13 +37,17 @@ _VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits of one download. `timeout_s` is the total of an attempt, from the connection to the last byte."""
+    """Limits of one download. `timeout_s` is the total of an attempt, from the connection to the last byte.
+
+    Files in and below `folders`, absolute paths, need no `allow_local`.
+    """
 
     timeout_s: float
     attempts: int
     max_bytes: int
     allow_local: bool
     respect_noai: bool
+    folders: tuple[str, ...] = ()
 
 
 class _AgainError(Exception):
@@ -73,7 +77,7 @@ def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
     path = urls.local_path(url)
     if not urls.names_path(url) and not (limits.allow_local and os.path.isfile(path)):  # noqa: PTH113 (it never raises)
         raise ImageError("bad_url", "no scheme")
-    if not limits.allow_local:
+    if not limits.allow_local and not urls.is_below(path, limits.folders):
         raise ImageError("blocked_address", "a file of this machine")
     try:
         status = path.stat()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
+import os
 import re
 import socket
 import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -179,6 +182,27 @@ def local_path(url: str) -> Path:
         return Path(url2pathname(parts.path))
     except (ValueError, OSError) as error:
         raise ImageError("bad_url", str(error)) from None
+
+
+def is_file(url: str) -> bool:
+    """Whether a URL names a file of this machine, which is read where it lies."""
+    return scheme_of(url) in ("", "file")
+
+
+def is_below(path: Path, folders: Iterable[str]) -> bool:
+    """Whether a path lies in or below one of the folders, absolute paths; links are not followed."""
+    whole = Path(os.path.normpath(path.absolute()))
+    return any(whole.is_relative_to(folder) for folder in folders)
+
+
+def find_files(urls: Mapping[str, str], folders: Sequence[str] | None) -> dict[str, Path]:
+    """id -> file, of `urls` (id -> url) that name a file of this machine, in or below `folders` (None: anywhere)."""
+    found = {}
+    for id_, url in urls.items():
+        with contextlib.suppress(ImageError, OSError, ValueError):
+            if is_file(url) and (path := local_path(url)).is_file() and (folders is None or is_below(path, folders)):
+                found[id_] = path
+    return found
 
 
 def data_bytes(url: str, max_bytes: int) -> bytes:

@@ -1,0 +1,153 @@
+"""embed.py with a folder of images, and the later stages that read its files where they lie."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import RunScript
+from tests.stages.test_embed import summary
+from utils.items.formatted import restore_item
+from utils.store import collection as collections
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photos) -> Path:
+    """Eight photos, two of them in a folder below."""
+    for number, photo in enumerate(photos[:8]):
+        path = (
+            tmp_path / "photos" / ("Kreta 2019" if number < 2 else "") / f"ä{number}#.{photo.name.rpartition('.')[2]}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo.data)
+        os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
+    return tmp_path / "photos"
+
+
+def paths_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def stored(tmp_path: Path, store: str = "data/chroma") -> dict[str, tuple[dict, np.ndarray]]:
+    """id -> item and vector."""
+    with collections.reading(tmp_path / store, "images") as collection:
+        ids = collections.read_ids(collection)
+        items = map(restore_item, collections.read_metadata(collection, ids))
+        return dict(zip(ids, zip(items, collections.read_vectors(collection, ids))))
+
+
+def id_of(path: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, path))
+
+
+def test_a_folder_from_first_run_to_export(tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str):
+    model = ["--clip-model-name", offline_model_name]
+    (folder / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    first = run_here("embed.py", folder, *model)
+    assert first.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), first.stderr
+    assert "1 HEIC images are left out; convert them to JPEG" in first.stdout
+    assert not (tmp_path / "data/images").exists(), "files on this machine are not copied"
+    assert {item["url"] for item, _ in stored(tmp_path).values()} == {*map(str, paths_of(folder))} - {
+        str(folder / "x.heic")
+    }
+    assert stored(tmp_path)[id_of("Kreta 2019/" + paths_of(folder / "Kreta 2019")[0].name)][0]["folder"] == "Kreta 2019"
+
+    moved = folder.rename(tmp_path / "moved photos")
+    again = run_here("embed.py", moved, *model, "--device", "none such")
+    assert again.stdout.startswith("8 files were moved: their stored url is updated\n" + summary(0, 8, 0, 0, 0, 0))
+    main = paths_of(moved)[3].name
+    cfg = ["--ann-sampler-name", "ids", "--ann-sampler-cfg", json.dumps({"ids": [main, "Kreta 2019/none"]})]
+    made = run_here("ann_dirrify.py", "--ann-dirrify-ndirs", "1", "--ann-dirrify-nnearest", "5", *cfg)
+    assert made.returncode == 0, made.stderr
+    (shown,) = [path for path in (tmp_path / "data/dirrify").iterdir() if path.is_dir()]
+    assert len(list(shown.iterdir())) == 6 and shown.name.endswith(id_of(main))
+    for image in sorted(shown.iterdir())[4:]:
+        image.unlink()
+    assert run_here("ann_dirload.py").returncode == 0
+    exported = run_here("ann_export.py", "--ann-export-split", '{"train": 1}')
+    assert exported.returncode == 0, exported.stderr
+    with (tmp_path / "data/export/triplets.train.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in list(csv.reader(file))[1:] for cell in row]
+    assert cells and {Path(cell).parent for cell in cells} <= {moved, moved / "Kreta 2019"}
+    report = run_here("ann_report.py")
+    assert report.returncode == 0 and "shown without picture 0" in report.stdout, report.stderr
+
+
+def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
+    tmp_path: Path, run_here: RunScript, folder: Path, photos, offline_model_name: str
+):
+    model = ["--clip-model-name", offline_model_name]
+    assert run_here("embed.py", folder, *model).returncode == 0
+    before = stored(tmp_path)
+    path = paths_of(folder)[4]
+    path.write_bytes(photos[20].data)
+    named = run_here("embed.py", folder, *model)
+    finding = f"1 files are other ones than those embedded under the same name, the first is {path}; --refresh-changed"
+    assert finding in named.stdout and summary(0, 8, 0, 0, 0, 0) in named.stdout
+    assert finding in run_here("embed.py", folder, *model, "--refresh-metadata").stdout, "it stays so"
+    refreshed = run_here("embed.py", folder, *model, "--refresh-changed")
+    assert "1 files changed since they were embedded, and are embedded again" in refreshed.stdout
+    assert summary(1, 7, 0, 0, 0, 0) in refreshed.stdout
+    after = stored(tmp_path)
+    assert after.keys() == before.keys()
+    differing = {id_ for id_ in after if not np.allclose(after[id_][1], before[id_][1], atol=1e-5)}
+    assert differing == {id_of(path.name)}
+    assert run_here("embed.py", folder, *model).stdout.startswith(summary(0, 8, 0, 0, 0, 0))
+    assert run_here("embed.py", folder, *model, "--verify").returncode == 0
+
+    other = tmp_path / "other"
+    shutil.copytree(folder / "Kreta 2019", other)  # its own files, and one of a name that is there
+    (other / path.name).write_bytes(photos[21].data)
+    mixed = run_here("embed.py", other, *model)
+    assert f"1 files are other ones than those embedded under the same name, the first is {other / path.name}" in (
+        mixed.stdout
+    )
+    assert summary(2, 1, 0, 0, 0, 0) in mixed.stdout
+
+
+def test_every_form_gives_the_same_collection(
+    tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
+):
+    items = [{"url": str(path), "name": path.name, "number": n} for n, path in enumerate(paths_of(folder))]
+    lines = "\n".join(map(json.dumps, items))
+    with (tmp_path / "list.csv").open("w", newline="", encoding="utf-16") as file:
+        writer = csv.DictWriter(file, ["number", "url", "name"])
+        writer.writeheader()
+        writer.writerows(items)
+    (tmp_path / "list.json").write_text(json.dumps(items))
+    (tmp_path / "lines").write_text(lines)
+    found = {}
+    for name in ("list.csv", "list.json", "lines", "photos"):
+        args = ["--chromadb-path", f"{name}.chroma", "--clip-model-name", offline_model_name]
+        args += [] if name == "photos" else ["--download-allow-local"]
+        done = run_here("embed.py", name, *args)
+        assert done.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), done.stderr
+        found[name] = {item["url"]: (item, v) for item, v in stored(tmp_path, f"{name}.chroma").values()}
+    for item in items:
+        (_, vector) = found["photos"][item["url"]]
+        assert found["photos"][item["url"]][0]["name"] == item["name"]
+        for name in ("list.csv", "list.json", "lines"):
+            assert found[name][item["url"]][0] == item
+            assert (found[name][item["url"]][1] == vector).all()
+
+
+def test_a_list_may_not_reach_into_a_named_folder_s_neighbors(
+    tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
+):
+    """Naming a folder lets in its own files, and nothing beside it."""
+    secret = tmp_path / "photos of others" / "a.jpg"
+    secret.parent.mkdir()
+    shutil.copy(paths_of(folder)[0], secret)
+    assert run_here("embed.py", folder, "--clip-model-name", offline_model_name).returncode == 0
+    urls = [str(secret), f"{folder}/../photos of others/a.jpg", str(paths_of(folder)[0])]
+    (tmp_path / "list").write_text("\n".join([*urls, "http://127.0.0.1:1/"]))
+    listed = run_here("embed.py", "list", "--clip-model-name", offline_model_name, "--download-attempts", "1")
+    assert "3 items name this machine" in listed.stderr or "4 items name this machine" in listed.stderr
+    assert listed.returncode == 2
