@@ -84,7 +84,8 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
     """Thumbnails first: what the page and report.json name is there when they appear."""
     ids = page.shown_ids(data, figures)
     urls = {id_: str(data.items[id_].get("url", "")) for id_ in ids if id_ in data.items}
-    folders = None if args.download_allow_local else named_folders(Path(args.chromadb_path))
+    named = (str(folder.resolve()), *named_folders(Path(args.chromadb_path)))
+    folders = None if args.download_allow_local else named
     cache = ImageCache(args.image_cache_dir_path, 0, files=find_files(urls, folders))
     with bar(len(ids), "thumbnails", "image") as progress:
         pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
