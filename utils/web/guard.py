@@ -65,6 +65,9 @@ _NO_ROUTE = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRN
 _NO_ANSWER = {socket.EAI_AGAIN, socket.EAI_FAIL}
 if sys.platform != "linux":  # elsewhere a name server that is silent and a name that is unknown look the same
     _NO_ANSWER.add(socket.EAI_NONAME)
+_PROXY_VARIABLES = [
+    change(f"{scheme}_proxy") for scheme in ("http", "https", "all") for change in (str.lower, str.upper)
+]
 _thread = threading.local()  # .managers: connections; .attempt and .target: rules and request target of this request
 
 
@@ -127,7 +130,14 @@ class Attempt:
 # --- requests ---------------------------------------------------------------------------------------------------------
 def behind_proxy() -> bool:
     """Whether the environment names a proxy; the proxy then checks resolved addresses."""
-    return any(getproxies().get(scheme) for scheme in ("http", "https", "all"))
+    proxies = _proxies(tuple(map(os.environ.get, _PROXY_VARIABLES)))
+    return any(proxies.get(scheme) for scheme in ("http", "https", "all"))
+
+
+@functools.lru_cache(1)
+def _proxies(_environment: tuple[str | None, ...]) -> dict[str, str]:
+    """Read anew where the environment has changed: reading it takes as long as the rest of a small download."""
+    return getproxies()
 
 
 def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
@@ -167,7 +177,7 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
 
 
 def _proxy_of(url: str) -> str:
-    proxy = select_proxy(url, get_environ_proxies(url)) or ""
+    proxy = select_proxy(url, get_environ_proxies(url)) if behind_proxy() else ""
     return prepend_scheme_if_needed(proxy, "http") if proxy else ""
 
 
