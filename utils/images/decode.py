@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -11,13 +13,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import ImageError
+from utils.images.color import to_srgb
 from utils.images.formats import identify, is_cut_off
+from utils.images.metadata import (
+    AVIF_HEAD,
+    Metadata,
+    avif_profile,
+    has_all_scans,
+    read_orientation,
+    split_jpeg,
+    split_png,
+)
 
 # A JPEG is decoded at the smallest scale that keeps DRAFT times the side that the caller needs. With EfficientNet-Lite0
 # on 152 photo crops, 450 to 2,000 pixels high, the cosine to the full decode was below 0.999 for 39 crops at 2 and for
 # 10 at 3, as many as with Pillow's best reduction. Photos of 12 megapixels are decoded at 1/4 either way.
 DRAFT = 3
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> the transpose that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,6 +39,7 @@ _UPRIGHT = {  # EXIF orientation -> the transpose that turns the image upright
     8: Image.Transpose.ROTATE_90,
 }
 _END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"  # markers; coded pixels never contain these bytes
+_N_FILL = 64  # bytes appended to a JPEG without end marker
 _MIN_ZEROS = 64  # this many zeros at the end of a file are not coded pixels
 _MAX_SCANS = 500  # of a progressive JPEG, which has about 10: each scan of a few bytes can cost a pass over all pixels
 # In the messages of Pillow about a file that ends too early.
@@ -35,7 +47,7 @@ _CUT_OFF = ("runcated", "not enough image data", "buffer is not large enough", "
 
 
 def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Image.Image:
-    """The first frame as RGB: upright, on white where transparent, 16 bits scaled to 8, its ICC profile ignored.
+    """The first frame as RGB, as browsers show it: upright, in sRGB, on white where transparent, 16 bits scaled to 8.
 
     `min_side`: pixels that the caller needs on the shortest side. A JPEG is then decoded at 1/2, 1/4 or 1/8, with at
     least DRAFT * min_side pixels left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
@@ -43,17 +55,54 @@ def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Imag
     name, _ = identify(file)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels is the limit
     with _decoder_errors(file, name):
-        # Also limits pictures inside the file (an icon holds PNGs); Pillow raises at twice this number.
-        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
-        image: Image.Image = Image.open(file, formats=[name])
-        if image.width * image.height > max_pixels:
-            raise ImageError("too_many_pixels", f"{image.width}x{image.height}")
-        if name == "JPEG":
-            _check_jpeg(file, image)
+        image, metadata = _open_with_metadata(file, name, max_pixels)
         if min_side:
             image.draft("RGB", (DRAFT * min_side, DRAFT * min_side))
         image.load()
-        return _to_rgb(_upright(image))
+        return _to_rgb(_upright(image, metadata.orientation), metadata.profile)
+
+
+def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Metadata]:
+    if name == "PNG":
+        data, metadata = split_png(file.read())
+        file.seek(0)
+        return _open(io.BytesIO(data) if data else file, name, max_pixels), metadata
+    if name == "JPEG":
+        return _open_jpeg(file, max_pixels)
+    image = _open(file, name, max_pixels)
+    image.info.pop("xmp", None)  # Pillow would rotate a TIFF by it
+    is_animated_webp = name == "WEBP" and getattr(image, "is_animated", False)
+    profile = b"" if is_animated_webp else image.info.get("icc_profile") or b""
+    if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself
+        return image, Metadata(profile=profile)
+    file.seek(0)
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")  # Pillow puts AVIF's own rotation there
+    return image, Metadata(read_orientation(exif), profile or avif_profile(file.read(AVIF_HEAD)))
+
+
+def _open_jpeg(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, Metadata]:
+    data = file.read()
+    file.seek(0)
+    header, start, metadata = split_jpeg(data)
+    try:
+        image = _open(file, "JPEG", max_pixels)
+    except (OSError, ValueError, LookupError, ArithmeticError):
+        if not header:
+            raise
+        image = _open(io.BytesIO(header + data[start:]), "JPEG", max_pixels)  # without the metadata that it cannot read
+    _check_jpeg(data, start, image)
+    if data.rfind(_END_OF_JPEG) < start and _has_all_pixels(header + data[start:]):
+        image = _open(io.BytesIO(header + data[start:] + _END_OF_JPEG), "JPEG", max_pixels)
+    return image, metadata
+
+
+def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    # Also limits pictures inside the file (an icon holds PNGs); Pillow raises at twice this number.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    image = Image.open(file, formats=[name])
+    if image.width * image.height > max_pixels:
+        raise ImageError("too_many_pixels", f"{image.width}x{image.height}")
+    return image
 
 
 @contextlib.contextmanager
@@ -85,40 +134,53 @@ def _is_truncated(file: BinaryIO, error: Exception) -> bool:
     return cut_off
 
 
-def _check_jpeg(file: BinaryIO, image: Image.Image) -> None:
+def _check_jpeg(jpeg: bytes, start: int, image: Image.Image) -> None:
     """Raises ImageError for files that the decoder would accept: with zeros in place of their end (a preallocated file,
-    which decodes to gray), or with so many scans that a few megabytes take hours."""
-    position = file.tell()  # where the header ends
-    file.seek(0)
-    data = file.read()
-    file.seek(position)
-    written = data.rstrip(b"\0")
-    n_zeros = len(data) - len(written)
-    if n_zeros >= _MIN_ZEROS and _END_OF_JPEG not in written[position:]:  # zeros after the end marker are padding
+    which decodes to gray), or with so many scans that a few megabytes take hours. `start`: of the first scan."""
+    n_zeros = len(jpeg) - len(jpeg.rstrip(b"\0"))
+    if n_zeros >= _MIN_ZEROS and jpeg.rfind(_END_OF_JPEG) < start:  # zeros after the end marker are padding
         raise ImageError("truncated", f"JPEG: {n_zeros} zeros in place of its end")
-    if image.info.get("progressive") and data.count(_SCAN_OF_JPEG) > _MAX_SCANS:
+    if image.info.get("progressive") and jpeg.count(_SCAN_OF_JPEG) > _MAX_SCANS:
         raise ImageError("bad_image", f"JPEG: more than {_MAX_SCANS} scans")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Rotated by its EXIF orientation; unreadable EXIF is ignored. (Pillow rotates a TIFF when it loads it.)"""
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # viewers ignore broken EXIF, too
-        return image
+def _has_all_pixels(jpeg: bytes) -> bool:
+    """Whether a JPEG without end marker is complete otherwise: missing pixels would depend on the bytes that follow."""
+    if not has_all_scans(jpeg):
+        return False
+    digests = set()
+    for byte in (0x00, 0x55, 0xAA):
+        file = io.BytesIO(jpeg.removesuffix(b"\xff") + bytes([byte]) * _N_FILL + _END_OF_JPEG)
+        try:
+            digests.add(hashlib.sha256(Image.open(file, formats=["JPEG"]).tobytes()).digest())
+        except (OSError, SyntaxError):
+            return False
+        if len(digests) > 1:
+            return False
+    return True
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    rgba = image.convert("RGBA")
+    rgba = image.convert("RGBA") if image.has_transparency_data else None
+    if image.mode in ("1", "L", "LA"):
+        image = rgba.getchannel("R") if rgba else image.convert("L")
+    elif rgba:
+        image = rgba.convert("RGB")
+    elif image.mode not in ("RGB", "CMYK"):
+        image = image.convert("RGB")
+    rgb = to_srgb(image, profile)
+    if rgba is None:
+        return rgb
     white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(rgba, mask=rgba.getchannel("A"))
+    white.paste(rgb, mask=rgba.getchannel("A"))
     return white
 
 
