@@ -170,7 +170,10 @@ def comparison(load: Load) -> Iterator[str]:
         yield f"{len(load.different)} directories differ from their records; {remedy}: {changes(load.different)}"
     if load.gone:
         names = ", ".join(cut([folder.name for folder in load.gone]))
-        yield f"{len(load.gone)} directories were deleted after they were loaded, their records stay: {names}"
+        yield (
+            f"{len(load.gone)} directories are deleted here, but recorded before or from another folder; their records "
+            f"stay: {names}"
+        )
     verdicts = [
         (folder.name, *verdict) for folder, record in load.second_looks for verdict in Compared(folder, record).verdicts
     ]
@@ -208,6 +211,7 @@ def next_step(review: Review, load: Load) -> str:
     if review.is_unfinished:
         return f"{review.root} is not finished: python ann_dirrify.py goes on with it"
     kept_out = [folder for folder, _ in load.different] + load.untouched
+    kept_out += [folder for folder in load.gone if load.root_of.get(folder.main, review.name) != review.name]
     is_complete = not review.skipped and not review.foreign
     is_complete &= not any(folder.undecided for folder in review.dirs)
     if not is_complete or any(folder.review is review for folder in kept_out):
@@ -261,12 +265,20 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         yield (
             f"warning: nothing was deleted in the last {len(names)} directories of {review.root}, {which}: if they are "
             f"not reviewed yet, {undo_first}{finish}, or load with --skip-untouched"
+            + (
+                "; a zip unpacked over the original brings deleted images back"
+                if len(names) == len(review.samples)
+                else ""
+            )
         )
     if gone := missing_dirs(review):
         yield (
             f"warning: {gone} of {review.root} are gone: discarded, if the reviewer deleted them; if the copy is not "
             f"complete, {'complete it before loading' if is_dry else 'take this load back (--undo) and complete it'}"
         )
+    if review.nameless:
+        shown = ", ".join(cut(review.nameless, 5))
+        yield f"warning: {len(review.nameless)} images without an id are none that {review.root} was made with: {shown}"
     if review.n_empty:
         yield f"warning: {review.n_empty} directories of {review.root} hold none of their images: is the copy complete?"
     if n_halved := halved_dirs(review, load):

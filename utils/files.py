@@ -58,7 +58,7 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def read_json(path: Path, what: str) -> Any:
     """The value in `path`; messages call the file `what`. Raises UserError if it is unreadable or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a byte order mark
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
     except OSError as error:

@@ -294,6 +294,349 @@ def test_several_folders_are_loaded_together_and_images_may_move_between_them(ca
     assert dirload("a", "b") == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
 
 
+# --- missing is not deleted -------------------------------------------------------------------------------------------
+_PLACEHOLDERS = """.{}.icloud {}.cloud {}.nextcloud {}.owncloud {}.part {}.crdownload {}.partial {}.filepart {}.!sync
+    .{}.Xy3dQz .syncthing.{}.tmp ~syncthing~{}.tmp .~{}.part {}.lnk x{}x {}abc"""
+PLACEHOLDERS = _PLACEHOLDERS.split()
+
+
+@pytest.mark.parametrize("name", PLACEHOLDERS)
+@pytest.mark.parametrize("content", [b"", b"placeholder", image_bytes(2)[:150], bytes(500)])
+def test_an_image_that_is_not_there_as_a_whole_is_unknown(name, content, capsys):
+    path = image(0, 2)
+    path.unlink()
+    path.with_name(name.format(path.name)).write_bytes(content)
+    assert dirload() == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
+    out = capsys.readouterr().out
+    assert (
+        f"unknown: neither positive nor negative, 1 images that may not be here as a whole: {folder(0).name}: " in out
+    )
+    assert name.format(path.name) in out
+    assert "can be deleted" not in out
+
+
+@pytest.mark.parametrize("name", ["{stem}", "{stem}.", "{stem}.jpg_", ".{stem}.tmp", "{stem}.bin", "x{stem}f", "{id}"])
+def test_an_image_that_lost_its_extension_is_kept_if_it_decodes_to_the_last_pixel(name, capsys):
+    for rank in (0, 2):
+        path = image(0, rank)
+        path.rename(path.with_name(name.format(stem=path.stem, id=path.stem.split("_")[1])))
+    assert dirload() == ALL
+    assert "can be deleted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n", [6, 8])
+def test_the_short_names_of_windows_are_known(n):
+    for rank in (1, 2):
+        path = image(0, rank)
+        path.rename(path.with_name(f"{ids(0, rank)[0].replace('-', '')[:n].upper()}~1.JPG"))
+    path.with_name(f"{ids(0, 2)[0][:n].upper()}~1.JPG").write_bytes(image_bytes(2)[:150])
+    assert dirload()[0] == {"pos": ids(0, 0, 1, 3, 4), "neg": []}
+
+
+def test_what_may_hang_or_lead_away_is_not_opened(capsys):
+    for rank, make in ((1, os.mkfifo), (2, os.mkdir)):
+        path = image(0, rank)
+        path.unlink()
+        make(path.with_name(f"{path.name}.download"))
+    assert dirload()[0] == {"pos": ids(0, 0, 3, 4), "neg": []}
+    assert "neither positive nor negative, 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["._{}", "{}.xmp", "{}.XMP", "{}.json", "{}.txt", "{}.AAE", "{}.pp3", "{}_original", "{}~"]
+)
+def test_a_sidecar_says_nothing_whatever_its_bytes(name):
+    path = image(0, 2)
+    path.rename(path.with_name(name.format(path.name)))
+    image(0, 3).rename(folder(0) / f"Thumbs_{image(0, 3).stem}.db")
+    image(0, 4).rename(folder(0) / f"{image(0, 4).stem}_thumb.db")
+    assert dirload()[0] == {"pos": ids(0, 0, 1), "neg": ids(0, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("trash", ["#recycle", "@Recycle", "#snapshot", "@eaDir", ".Trash-1000", "$RECYCLE.BIN"])
+def test_what_lies_in_a_system_s_folder_is_deleted(trash, capsys):
+    for parent in (ROOT, folder(0)):
+        (parent / trash).mkdir()
+    image(0, 1).rename(ROOT / trash / image(0, 1).name)
+    image(0, 2).rename(folder(0) / trash / image(0, 2).name)
+    assert dirload()[0] == {"pos": ids(0, 0, 3, 4), "neg": ids(0, 1, 2)}
+    assert "unknown folder" not in capsys.readouterr().out
+
+
+def test_an_image_without_its_id_is_known_by_its_bytes(capsys):
+    image(0, 0).rename(folder(0) / "the one.jpg")
+    image(0, 2).rename(folder(0) / "DSC0001")
+    image(1, 1).unlink()
+    (folder(1) / "sub").mkdir()
+    image(1, 2).rename(folder(1) / "sub" / "perhaps.png")
+    image(2, 3).rename(ROOT / "where from.jpg")
+    assert dirload() == [
+        ALL[0],
+        {"pos": ids(1, 0, 3, 4), "neg": ids(1, 1)},
+        {"pos": ids(2, 0, 1, 2, 4), "neg": []},
+        ALL[3],
+    ]
+    assert "set aside: neither positive nor negative, 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["edited", "cut off", "empty", "made before"])
+def test_an_image_without_its_id_that_matches_none_leaves_its_directory_unrecorded(spoil, capsys):
+    path = folder(0) / "IMG_1.jpg"
+    image(0, 2).rename(path)
+    if spoil == "made before":
+        (ROOT / ".digests.json").unlink()
+    else:
+        path.write_bytes({"edited": image_bytes(77), "cut off": image_bytes(2)[:150], "empty": b""}[spoil])
+    assert dirload() == ALL[1:]
+    captured = capsys.readouterr()
+    assert "not recorded: 1 with an image without id (put its id back)" in captured.out
+    assert "can be deleted" not in captured.out
+    assert (
+        f"{folder(0).name}: images are missing, and {path} could be these; put the ids back or move them out"
+        in captured.err
+    )
+
+
+def test_an_image_that_nobody_misses_is_no_reason_to_leave_its_directory_out(capsys):
+    (folder(0) / "my dog.jpg").write_bytes(image_bytes(99))
+    assert dirload() == ALL
+    assert f"1 images without an id are none that {ROOT} was made with" in capsys.readouterr().out
+
+
+def test_identical_images_of_a_collection_without_their_ids_are_unknown():
+    samples = {MAINS[0]: ids(0, 0, 1, 2)}
+    shutil.rmtree(ROOT)
+    with DirWriter(ROOT, {}, "") as writer:
+        make_dir(writer, dict(zip(samples[MAINS[0]], [image_bytes(0), image_bytes(1), image_bytes(1)])))
+        writer.finish()
+    image(0, 1).rename(folder(0) / "one of them.jpg")
+    image(0, 2).unlink()
+    assert dirload() == [{"pos": ids(0, 0), "neg": []}]
+
+
+@pytest.mark.parametrize("name", ["{}.zip", ".{}", "{}.lnk", "{}.icloud"])
+def test_a_directory_that_is_something_else_now_is_not_discarded(name, capsys):
+    target = ROOT / name.format(folder(1).name)
+    shutil.rmtree(folder(1))
+    target.mkdir() if name.startswith(".") else target.write_bytes(b"PK")
+    assert dirload() == [ALL[0], *ALL[2:]]
+    out = capsys.readouterr().out
+    assert "not recorded: 1 that is no folder any more (put it back)" in out
+    assert "discarded 0" in out
+    assert "can be deleted" not in out
+
+
+# --- a second look ----------------------------------------------------------------------------------------------------
+def test_a_folder_loaded_too_early_is_compared_with_its_records(capsys):
+    dirload()
+    image(1, 2).unlink()
+    image(3, 1).unlink()
+    image(3, 2).rename(ROOT / image(3, 2).name)
+    capsys.readouterr()
+    assert dirload() == ALL
+    out = capsys.readouterr().out
+    assert "2 directories differ from their records; to replace these load with --replace: " in out
+    assert f"{folder(3).name}: 5 -> 3 positives, 0 -> 1 negatives" in out
+    assert "can be deleted" not in out
+    assert "second look" not in out
+    records = dirload("--replace")
+    assert records[3] == {"pos": ids(3, 0, 3, 4), "neg": ids(3, 1)}
+    assert "can be deleted" not in capsys.readouterr().out, "an image was set aside"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_two_reviewers_of_the_same_directories_are_compared(at_once, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(ROOT, name)
+    for name, ranks in (("a", (1, 2)), ("b", (2, 3))):
+        for rank in ranks:
+            next(Path(name).glob(f"0_*/{rank}_*")).unlink()
+    (Path("b") / folder(1).name / "maybe").mkdir()
+    moved = next(Path("b").glob("1_*/4_*"))
+    moved.rename(moved.parent / "maybe" / moved.name)
+    expected = [{"pos": ids(0, 0, 3, 4), "neg": ids(0, 1, 2)}, *ALL[1:]]
+    if not at_once:
+        assert dirload("a") == expected
+        assert "a is loaded; it can be deleted" in capsys.readouterr().out
+    assert dirload(*(["a", "b"] if at_once else ["b"])) == expected
+    out = capsys.readouterr().out
+    assert "second look at 4 directories: 13 of 15 images judged alike (87%), Cohen's kappa 0.42" in out
+    assert f"disagreement: {folder(0).name}: {ids(0, 1)[0]} deleted in the record, kept here" in out
+    assert f"disagreement: {folder(0).name}: {ids(0, 3)[0]} kept in the record, deleted here" in out
+    assert "not everything in b is in the records" in out
+    events = [json.loads(line) for line in Path("data/history.jsonl").read_text().splitlines()]
+    looks = [event for event in events if "second_look" in event]
+    assert looks[0]["second_look"] == {"kept": ids(0, 0, 1, 4), "deleted": ids(0, 2, 3)}
+    assert looks[0]["record"] == expected[0]
+    before = Path("data/history.jsonl").read_bytes()
+    dirload("b")
+    assert Path("data/history.jsonl").read_bytes() == before, "a look is noted once"
+    assert dirload("--replace", "b")[:2] == [
+        {"pos": ids(0, 0, 1, 4), "neg": ids(0, 2, 3)},
+        {"pos": ids(1, 0, 1, 2, 3), "neg": []},
+    ]
+
+
+def test_two_reviewers_who_agree_leave_nothing_to_do(capsys):
+    for name in ("a", "b"):
+        shutil.copytree(ROOT, name)
+        next(Path(name).glob("0_*/1_*")).unlink()
+    dirload("a", "b")
+    out = capsys.readouterr().out
+    assert "second look at 4 directories: 16 of 16 images judged alike (100%), Cohen's kappa 1.00" in out
+    assert "b: it was recorded before; it can be deleted" in out
+
+
+def test_a_directory_that_one_reviewer_discards_and_another_keeps_is_recorded_with_a_word(capsys):
+    for name in ("a", "b"):
+        shutil.copytree(ROOT, name)
+    shutil.rmtree(Path("a") / folder(1).name)
+    shutil.rmtree(Path("b") / folder(2).name)
+    assert sorted(dirload("a", "b"), key=str) == sorted(ALL, key=str)
+    out = capsys.readouterr().out
+    assert "2 directories are deleted here, but recorded before or from another folder; their records stay: " in out
+    assert "can be deleted" not in out
+    assert read_discarded() == set()
+
+
+def test_images_set_aside_in_one_copy_are_still_deleted_in_the_other():
+    for name in ("a", "b"):
+        shutil.copytree(ROOT, name)
+    (Path("a") / folder(0).name / "maybe").mkdir()
+    moved = next(Path("a").glob("0_*/2_*"))
+    moved.rename(moved.parent / "maybe" / moved.name)
+    next(Path("b").glob("0_*/2_*")).unlink()
+    assert dirload("b", "a")[0] == {"pos": ids(0, 0, 1, 3, 4), "neg": ids(0, 2)}
+
+
+# --- doubts, progress and what is left out ----------------------------------------------------------------------------
+def test_images_moved_into_a_folder_are_set_aside(capsys):
+    (folder(0) / "maybe").mkdir()
+    for rank in (1, 2):
+        image(0, rank).rename(folder(0) / "maybe" / image(0, rank).name)
+    assert dirload()[0] == {"pos": ids(0, 0, 3, 4), "neg": []}
+    out = capsys.readouterr().out
+    assert "set aside: neither positive nor negative, 2 images moved into other folders: " in out
+    assert "can be deleted" not in out
+
+
+def test_untouched_directories_can_be_left_out(capsys):
+    image(0, 1).unlink()
+    (folder(2) / "maybe").mkdir()
+    image(2, 1).rename(folder(2) / "maybe" / image(2, 1).name)
+    image(3, 2).rename(image(3, 2).with_name(f".{image(3, 2).name}.icloud"))
+    (folder(3) / f".{3}").touch()
+    next(folder(3).glob(".2_*")).write_bytes(b"")
+    records = dirload("--skip-untouched")
+    assert records == [{"pos": ids(0, 0, 2, 3, 4), "neg": ids(0, 1)}, {"pos": ids(2, 0, 2, 3, 4), "neg": []}]
+    out = capsys.readouterr().out
+    assert "2 untouched directories left out (--skip-untouched)" in out
+    assert "can be deleted" not in out
+    assert "warning" not in out
+    assert len(dirload()) == 4
+
+
+@pytest.mark.parametrize(("gone", "word"), [((2, 3), "the last 2"), ((0, 1, 2), "most"), ((0, 1, 2, 3), "all")])
+def test_directories_that_are_gone_in_numbers_are_discarded_with_a_doubt(gone, word, capsys):
+    for index in gone:
+        shutil.rmtree(folder(index))
+    dirload()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"warning: {word} directories")
+    assert "if the copy is not complete" in last
+    assert read_discarded() == {MAINS[index] for index in gone}
+
+
+def test_the_end_of_a_copy_is_also_the_end_as_a_program_sorts_names(capsys):
+    many = {id_of(f"{main}"): [id_of(f"{main}"), id_of(f"{main}/1")] for main in range(12)}
+    make_root(Path("many"), many)
+    for index in (8, 9):
+        shutil.rmtree(next(Path("many").glob(f"{index}_*")))
+    for name in ("10_", "11_"):
+        image_ = next(next(Path("many").glob(f"{name}*")).glob("1_*"))
+        image_.unlink()
+    dirload("many")
+    assert "warning: the last 2 directories of many are gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("half", ["images", "directories"])
+def test_half_a_copy_is_voiced(half, capsys):
+    for index in range(N_DIRS):
+        for rank in (3, 4, *((0, 1, 2) if half == "directories" and index > 1 else ())):
+            image(index, rank).unlink()
+    dirload()
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("warning: in ")
+    assert "at least the last half of the images is missing" in out[-1]
+    assert any("2 directories of data/dirrify hold none of their images" in line for line in out) == (
+        half == "directories"
+    )
+
+
+@pytest.mark.parametrize("other", ["other directories", "longer lists", "shorter lists"])
+def test_the_list_of_another_run_records_nothing(other, capsys):
+    samples = {
+        "other directories": {id_of(f"b/{i}"): [id_of(f"b/{i}")] for i in range(4)},
+        "longer lists": {main: [*listed, id_of(f"more of {main}")] for main, listed in SAMPLES.items()},
+        "shorter lists": {main: listed[:3] for main, listed in SAMPLES.items()},
+    }[other]
+    (ROOT / "samples.json").write_text(json.dumps(samples))
+    assert dirload() == []
+    out = capsys.readouterr().out
+    assert "not recorded: 1 folder whose samples.json is another run's" in out
+    assert (
+        out.splitlines()[-1] == f"warning: {ROOT / 'samples.json'} is another run's, so nothing of {ROOT} is recorded"
+    )
+    assert "can be deleted" not in out
+    assert read_discarded() == set()
+
+
+def test_a_dry_run_is_the_progress_report(capsys):
+    for index, seconds in ((0, 0), (1, 60), (2, 180)):
+        if index:
+            image(index, 1).unlink()
+        else:
+            (folder(0) / "maybe").mkdir()
+            image(0, 1).rename(folder(0) / "maybe" / image(0, 1).name)
+        os.utime(folder(index), (1_700_000_000 + seconds,) * 2)
+    dirload("--dry-run")
+    line = f"{ROOT}: 3 of 4 directories reviewed, 0 discarded (75%), 1 untouched so far"
+    assert f"{line}; at 40 an hour the rest takes about 2 minutes" in capsys.readouterr().out.splitlines()
+    shutil.rmtree(folder(0))
+    dirload("--dry-run")
+    assert (
+        f"{ROOT}: 2 of 4 directories reviewed, 1 discarded (75%), 1 untouched so far"
+        in capsys.readouterr().out.splitlines()
+    )
+
+
+# --- files as people's editors leave them -----------------------------------------------------------------------------
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_lists_in_an_editor_s_encoding_are_read(encoding):
+    old = {"pos": [id_of("old")], "neg": []}
+    ANNOTATED.write_bytes(json.dumps([old], indent=1).replace("\n", "\r\n").encode(encoding))
+    text = (ROOT / "samples.json").read_text()
+    (ROOT / "samples.json").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert dirload() == [old, *ALL]
+
+
+def test_records_of_other_tools_are_carried_along_and_counted(capsys):
+    others = [{"pos": [], "neg": [id_of("x")]}, {"label": "cat"}, {"pos": ["img_1"], "neg": []}, "a note"]
+    mine = {"pos": ids(0, 0, 1, 2, 3, 4), "neg": [], "by": "Ada"}
+    ANNOTATED.write_text(json.dumps([*others, mine]))
+    image(0, 1).unlink()
+    assert dirload("--replace") == [*others, {**mine, "pos": ids(0, 0, 2, 3, 4), "neg": ids(0, 1)}, *ALL[1:]]
+    assert "holds 4 records and 4 of other tools" in capsys.readouterr().out
+    assert dirload("--undo") == [*others, mine]
+
+
+def test_read_me_is_no_image_and_no_sidecar(capsys):
+    assert (ROOT / "READ ME.txt").exists()
+    (folder(0) / "READ ME.txt").write_text("hello")
+    assert dirload() == ALL
+    assert "not recorded" not in capsys.readouterr().out
+
+
 def test_dry_run_changes_nothing(capsys):
     image(0, 2).unlink()
     dirload("--dry-run")
@@ -371,7 +714,11 @@ def test_replace_reads_every_directory_again(capsys):
     shutil.rmtree(folder(2))
     assert dirload() == [old, *ALL], "not without the switch"
     assert dirload("--replace") == [old, ALL[0], {"pos": ids(1, 0, 1, 3, 4), "neg": ids(1, 2)}, ALL[2], ALL[3]]
-    assert "1 directories were deleted after they were loaded, their records stay: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (
+        f"1 directories are deleted here, but recorded before or from another folder; their records stay: 2_{MAINS[2]}"
+        in out
+    )
 
 
 def test_undo_takes_back_the_last_load_and_then_the_one_before():

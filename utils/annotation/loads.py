@@ -53,7 +53,7 @@ class Load:
     second_looks: list[Compared] = field(default_factory=list)  # at directories recorded from another root
     untouched: list[ReviewedDir] = field(default_factory=list)  # left out on request
     discarded: list[ReviewedDir] = field(default_factory=list)
-    gone: list[ReviewedDir] = field(default_factory=list)  # deleted after they were loaded
+    gone: list[ReviewedDir] = field(default_factory=list)  # deleted, but recorded before or from another root
     other_main: list[str] = field(default_factory=list)  # main image is a positive of another record
     root_of: dict[str, str] = field(default_factory=dict)  # main id -> root in which it was recorded
 
@@ -84,6 +84,9 @@ def plan(path: Path, history_path: Path | None, reviews: Sequence[Review], repla
         for folder in review.discarded:
             is_recorded = any(items[index]["pos"][0] == folder.main for index in holders.get(folder.main, []))
             (load.gone if is_recorded else load.discarded).append(folder)
+    kept = {folder.main for folder in load.loaded}  # discarded in one root, kept in another
+    load.gone += [folder for folder in load.discarded if folder.main in kept]
+    load.discarded = [folder for folder in load.discarded if folder.main not in kept]
     return load
 
 

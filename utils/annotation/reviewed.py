@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from utils import ids
 from utils.annotation.neighbor_dirs import (
@@ -94,6 +95,12 @@ class Review:
     foreign: list[str] = field(default_factory=list)  # images in another directory, directories in another root
     is_misfit: bool = False  # samples.json is not of these directories
     n_empty: int = 0  # directories without any of their images
+    nameless: list[str] = field(default_factory=list)  # images without an id that are none of a list
+
+    @functools.cached_property
+    def mains(self) -> dict[str, list[str]]:
+        """Key of main id -> ids of its directory."""
+        return {_key(main): listed for main, listed in self.samples.items()}
 
 
 @dataclass(eq=False)
@@ -135,6 +142,7 @@ class _Place:
 class _Stray:
     """An image outside its directory, or (not is_foreign) with the rank that it has in another directory."""
 
+    review: Review
     id: str
     path: Path
     rank: int
@@ -143,19 +151,29 @@ class _Stray:
     kind: str
 
 
+class _Owner(NamedTuple):
+    """A directory that was made with an image."""
+
+    review: Review
+    rank: int
+    main: str  # key of the main id
+    folder: ReviewedDir | None  # None if it is not to be recorded
+
+
 def read_roots(roots: Sequence[Path]) -> list[Review]:
     """Read each root as it was left. All roots are read together: images may have been dragged between them.
 
     Raises UserError if a root or its samples.json is missing or malformed.
     """
     reviews = [Review(root, str(root.resolve()), read_samples(root), is_unfinished(root)) for root in roots]
-    known = {_key(main): listed for review in reversed(reviews) for main, listed in review.samples.items()}
+    known = {main: listed for review in reversed(reviews) for main, listed in review.mains.items()}
     places = [place for review in reviews for place in _find_places(review, known)]
     _match_digests(reviews, places)
     strays = [stray for place in places for stray in _find_strays(place)]
-    for review in reviews:
-        here = [place for place in places if place.review is review or not place.is_home]
-        _sort_out(review, here, strays, reviews)
+    for review in reviews:  # with what may come from it in other roots, copies of it for a second reviewer apart
+        here = [place for place in places if place.review is review or place.main not in place.review.mains]
+        may_be_mains = [one for one in strays if one.review is review or one.id not in one.review.mains]
+        _sort_out(review, here, may_be_mains, reviews)
     _give_back(reviews, strays)
     return reviews
 
@@ -221,7 +239,7 @@ def _read_other(entry: os.DirEntry[str], folder: _Folder) -> None:
 
 def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place]:
     """known: key of main id -> samples of all roots, for directories dragged between roots."""
-    own = {_key(main): listed for main, listed in review.samples.items()}
+    own = review.mains
     enclosing = {review.root: ""}
     for folder in _walk(review.root):
         named = _ids_in(folder.path.name) if folder.parent else []
@@ -229,7 +247,7 @@ def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place
         ranks = {_key(id_): rank for rank, id_ in enumerate(own.get(main) or known.get(main, []))}
         if folder.parent:
             enclosing[folder.path] = main or enclosing[folder.parent.path]
-        _read_short_names(folder, ranks)
+        _find_ids(folder, ranks)
         files = [(next((id_ for id_ in file.ids if id_ in ranks), file.ids[0]), file) for file in folder.files]
         files = [(id_, file) for id_, file in files if file.state != "folder" or id_ in ranks or not folder.parent]
         is_direct = folder.parent is not None and folder.parent.parent is None
@@ -247,11 +265,14 @@ def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place
         )
 
 
-def _read_short_names(folder: _Folder, ranks: Iterable[str]) -> None:
-    """Find the ids of this directory in names like 67BC12~1.JPG."""
+def _find_ids(folder: _Folder, ranks: Iterable[str]) -> None:
+    """Find the ids of this directory in names like 67BC12~1.JPG, and where other hexadecimal digits are beside them."""
     for name in list(folder.nameless):
+        digits = name.replace("-", "").lower()
         short = _SHORT_NAME.search(name)
-        if short and (found := [id_ for id_ in ranks if id_.replace("-", "").startswith(short[1].lower())]):
+        start = short[1].lower() if short else "-"
+        plain = ((id_, id_.replace("-", "")) for id_ in ranks)
+        if found := [id_ for id_, whole in plain if whole in digits or whole.startswith(start)]:
             folder.nameless.remove(name)
             folder.files.append(_File(name, found, "doubtful"))
 
@@ -312,7 +333,7 @@ def _find_strays(place: _Place) -> Iterator[_Stray]:
         is_foreign, rank = id_ not in place.ranks, rank_in(file.name)
         if is_foreign or rank not in (-1, place.ranks[id_]):
             kind = MISPLACED if place.main else ASIDE
-            yield _Stray(id_, place.path / file.name, rank, place.enclosing, is_foreign, kind)
+            yield _Stray(place.review, id_, place.path / file.name, rank, place.enclosing, is_foreign, kind)
 
 
 def _sort_out(review: Review, places: list[_Place], strays: list[_Stray], reviews: Sequence[Review]) -> None:
@@ -324,8 +345,8 @@ def _sort_out(review: Review, places: list[_Place], strays: list[_Stray], review
             found.setdefault(place.main, []).append(place)
         for name in place.nameless:
             unmatched.setdefault(place.enclosing, []).append(str(place.path / name))
-    own = {_key(main) for main in review.samples}
-    if fault := _find_misfit(review, places, own & set(found), reviews):
+    own = review.mains
+    if fault := _find_misfit(review, places, own.keys() & found.keys(), reviews):
         review.is_misfit = True
         review.skipped.append(("misfit", f"{review.root / 'samples.json'}: {fault}; copy it from the original folder"))
         return
@@ -349,6 +370,7 @@ def _sort_out(review: Review, places: list[_Place], strays: list[_Stray], review
     foreign = [stray.path for stray in strays if stray.is_foreign and stray.kind == MISPLACED]
     foreign += [place.path for place in places if place.main and place.main not in own]
     review.foreign = [str(path) for path in foreign if path.is_relative_to(review.root)]
+    review.nameless = [str(place.path / name) for place in places if place.review is review for name in place.nameless]
 
 
 def _find_misfit(review: Review, places: Sequence[_Place], mains: set[str], reviews: Sequence[Review]) -> str:
@@ -418,26 +440,28 @@ def _decide(place: _Place, main: str, listed: Sequence[str]) -> ReviewedDir:
 
 def _give_back(reviews: list[Review], strays: list[_Stray]) -> None:
     """Remove from `deleted` the images found elsewhere: they are neither kept nor deleted."""
-    owners: dict[str, list[tuple[int, str, ReviewedDir | None]]] = {stray.id: [] for stray in strays}
+    owners: dict[str, list[_Owner]] = {stray.id: [] for stray in strays}
     for review in reviews if strays else []:
         dirs = {folder.main: folder for folder in review.dirs}
         for main, listed in review.samples.items():
             for rank, id_ in enumerate(listed):
                 if _key(id_) in owners:
-                    owners[_key(id_)].append((rank, _key(main), dirs.get(main)))
+                    owners[_key(id_)].append(_Owner(review, rank, _key(main), dirs.get(main)))
     for stray in strays:
-        for folder in _owners(stray, owners[stray.id]):
+        for folder in _find_owners(stray, owners[stray.id]):
             for id_ in [id_ for id_ in folder.deleted if _key(id_) == stray.id]:
                 folder.undecided[id_] = (stray.kind, str(stray.path))
                 folder.deleted.remove(id_)
 
 
-def _owners(stray: _Stray, made_with: list[tuple[int, str, ReviewedDir | None]]) -> list[ReviewedDir]:
+def _find_owners(stray: _Stray, made_with: list[_Owner]) -> list[ReviewedDir]:
     """Directories that a stray may come from: those with it at this rank, else the one around it, else all.
 
-    made_with: (rank, key of main id, directory if it is to be recorded) of every directory made with this image.
+    made_with: every directory made with this image. Of copies for two reviewers, the one in the stray's root counts.
     """
-    same_rank = [entry for entry in made_with if entry[0] == stray.rank]
+    here = {owner.main for owner in made_with if owner.review is stray.review}
+    made_with = [owner for owner in made_with if owner.review is stray.review or owner.main not in here]
+    same_rank = [owner for owner in made_with if owner.rank == stray.rank]
     candidates = same_rank or (made_with if stray.is_foreign else [])
-    around = [entry for entry in candidates if entry[1] == stray.enclosing]
-    return [folder for _, _, folder in around or candidates if folder]
+    around = [owner for owner in candidates if owner.main == stray.enclosing]
+    return [owner.folder for owner in around or candidates if owner.folder]
