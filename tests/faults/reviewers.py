@@ -41,7 +41,7 @@ IMAGE, OTHER, NONE = "image", "other", "none"  # names: id and image extension, 
 _OTHER_NAMES = """.{name}.icloud {name}.cloud {name}.cloudf {name}.nextcloud {name}.owncloud {name}.placeholder
     {name}.part {name}.partial {name}.crdownload {name}.download {name}.opdownload {name}.filepart {name}.aria2
     {name}.!ut {name}.!sync {name}.tmp .{name}.Xy3dQz .syncthing.{name}.tmp ~syncthing~{name}.tmp .~{name}.part
-    .{name}.swp {name}.lnk {name}.enc {name}.bak {name}.uploading {stem} {stem}. {stem}.jpg_ {stem}.bin {stem}.octet-stream"""
+    .{name}.swp {name}.lnk {name}.enc {name}.bak {name}.uploading {stem} {stem}. {stem}.jpg_ {stem}.bin"""
 _SIDECAR_NAMES = """._{name} {name}.xmp {stem}.xmp {name}.XMP {name}.json {stem}.txt {stem}.AAE {name}.pp3
     {name}_original {name}~ {stem}_thumb.db Thumbs_{stem}.db .DS_Store Thumbs.db desktop.ini .directory ehthumbs.db
     notes.txt"""
