@@ -20,7 +20,7 @@ from utils.embedding.fetcher import Fetcher
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.preprocess import Preprocess
-from utils.web import guard
+from utils.web import machine
 from utils.web.download import DownloadLimits
 
 PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)
@@ -156,14 +156,14 @@ def test_a_fault_of_the_machine_ends_the_run():
 
 
 def test_hosts_without_a_route_fail_alone_while_the_network_works(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guard, "MIN_SUSPECTS_S", 0)
-    monkeypatch.setattr(guard, "machine_fault", lambda: "")
-    failures = fetch_all(["http://h/ok", *["http://h/no route"] * (guard.MIN_SUSPECTS + 5)])
+    monkeypatch.setattr(machine, "MIN_SUSPECTS_S", 0)
+    monkeypatch.setattr(machine, "machine_fault", lambda: "")
+    failures = fetch_all(["http://h/ok", *["http://h/no route"] * (machine.MIN_SUSPECTS + 5)])
     assert [text for text in failures.values() if text] == ["connection: no route: Network is unreachable"] * 55
 
 
 def test_a_machine_without_network_ends_the_run(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guard, "machine_fault", lambda: "this machine has no route")
+    monkeypatch.setattr(machine, "machine_fault", lambda: "this machine has no route")
     with pytest.raises(UserError, match="downloads in a row failed: this machine has no route"):
         fetch_all(["http://h/no route"] * 60)
 

@@ -27,8 +27,8 @@ from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
 from utils.images.preprocess import Preprocess
 from utils.log import LOG
-from utils.web.guard import Suspects
 from utils.web.hosts import HostQueue
+from utils.web.machine import Suspects
 from utils.web.urls import queue_host
 
 WINDOW = 16  # jobs per download thread that are searched for another host than a slow one

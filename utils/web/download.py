@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import io
 import os
@@ -23,7 +22,7 @@ from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.util import Retry
 
 from utils.errors import ImageError, UserError
-from utils.web import guard, urls
+from utils.web import guard, machine, urls
 
 _MAX_REDIRECTS = 20  # as browsers
 _BACKOFF_S = 0.5  # before the second attempt; doubles, with jitter, so that retries do not come in waves
@@ -144,13 +143,10 @@ def _disk_errors() -> Iterator[None]:
 def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> Exception:
     """The outcome for an exception of the libraries."""
     root = _root(error)
-    number = root.errno if isinstance(root, OSError) else None
     text = getattr(root, "verify_message", None) or getattr(root, "strerror", None) or str(root) or type(root).__name__
     text = "".join(c if c.isprintable() else "?" for c in text.strip()[:300])  # it may quote the server
-    if number in (errno.EMFILE, errno.ENFILE):
-        return UserError("too many open files; raise the limit (ulimit -n), or lower DOWNLOAD_WORKERS")
-    if isinstance(root, MemoryError) or number in (errno.ENOMEM, errno.ENOBUFS):
-        return UserError("no memory is left for downloads; lower DOWNLOAD_WORKERS")
+    if fault := machine.fault_of(root):
+        return UserError(fault)
     if isinstance(root, TimeoutError) or time.monotonic() >= attempt.deadline:
         return _AgainError(ImageError("timeout", f"not complete after {timeout_s:g} s"))
     if isinstance(root, ssl.SSLCertVerificationError):
@@ -159,7 +155,7 @@ def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> E
         return ImageError("bad_image", f"content encoding: {text}")
     if isinstance(error, UnicodeError):  # a name that DNS cannot hold
         return ImageError("bad_url", text)
-    symptom = guard.symptom(error) or guard.symptom(root)
+    symptom = machine.symptom(error) or machine.symptom(root)
     return _AgainError(ImageError("connection", f"{symptom}: {text}" if symptom else text))
 
 

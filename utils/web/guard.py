@@ -7,7 +7,6 @@ and to a private one when it is used.
 from __future__ import annotations
 
 import base64
-import errno
 import functools
 import io
 import ipaddress
@@ -15,7 +14,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 import threading
 import time
 import urllib.request
@@ -23,7 +21,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from http.cookiejar import CookieJar
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
@@ -31,12 +29,10 @@ import urllib3
 from certifi import where
 from requests.utils import get_auth_from_url, get_environ_proxies, prepend_scheme_if_needed, select_proxy
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, make_headers
-from urllib3.exceptions import ProxyError
 from urllib3.util.ssl_ import create_urllib3_context
 
 from utils.errors import ImageError, UserError
 
-T = TypeVar("T")
 USER_AGENT = f"retrieval_ann (image-similarity annotation) python-urllib3/{urllib3.__version__}"
 _PRIVATE = [
     ipaddress.ip_network(network)
@@ -56,15 +52,6 @@ _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IAN
 _MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # of one response
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # Source: RFC 9110
 _FRAMING = {"connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding"}
-MIN_SUSPECTS, MIN_SUSPECTS_S = 50, 10  # failures in a row, and seconds, before the machine is checked
-_SUSPECT = re.compile(
-    r"connection: (no name server answered|no route|proxy not reached)|bad_image: .*not enough memory$"
-)
-_DECODER_BYTES = 300_000_000  # what an image of 100 megapixels takes
-_NO_ROUTE = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
-_NO_ANSWER = {socket.EAI_AGAIN, socket.EAI_FAIL}
-if sys.platform != "linux":  # elsewhere a name server that is silent and a name that is unknown look the same
-    _NO_ANSWER.add(socket.EAI_NONAME)
 _PROXY_VARIABLES = [
     change(f"{scheme}_proxy") for scheme in ("http", "https", "all") for change in (str.lower, str.upper)
 ]
@@ -146,7 +133,7 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     Raises ImageError("blocked_address"), urllib3's exceptions, OSError (DNS, refused, TimeoutError), and UserError if
     REQUESTS_CA_BUNDLE cannot be used.
     """
-    parts, proxy = urlsplit(url), _proxy_of(url)
+    parts, proxy = urlsplit(url), proxy_of(url)
 
     host = parts.hostname or ""
     reach = literal_scope(host)
@@ -176,7 +163,7 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     return response
 
 
-def _proxy_of(url: str) -> str:
+def proxy_of(url: str) -> str:
     proxy = select_proxy(url, get_environ_proxies(url)) if behind_proxy() else ""
     return prepend_scheme_if_needed(proxy, "http") if proxy else ""
 
@@ -235,79 +222,6 @@ def _tls_context(bundle: str) -> ssl.SSLContext:
 @functools.cache
 def _with_rules(rules: type, connection: type) -> type:
     return type(f"{rules.__name__}{connection.__name__}", (rules, connection), {})
-
-
-# --- faults of this machine -------------------------------------------------------------------------------------------
-def symptom(error: BaseException) -> str:
-    """A failure that a machine without network would have with every host, in words; else ""."""
-    if isinstance(error, ProxyError):
-        return "proxy not reached"
-    if isinstance(error, socket.gaierror):
-        return "no name server answered" if error.errno in _NO_ANSWER else ""
-    return "no route" if isinstance(error, OSError) and error.errno in _NO_ROUTE else ""
-
-
-def machine_fault() -> str:
-    """Why this machine can fetch no image, and the remedy; "" if it can. Asks for memory, a route and one name."""
-    try:
-        bytearray(_DECODER_BYTES)
-        if behind_proxy():
-            proxy = urlsplit(_proxy_of("https://example.com/") or _proxy_of("http://example.com/"))
-            socket.create_connection((proxy.hostname or "", proxy.port or 80), timeout=5).close()
-        elif not any(map(_has_route, ("1.1.1.1", "2606:4700:4700::1111"))):
-            return "this machine has no route to the internet; connect it, and run this again"
-        else:
-            socket.getaddrinfo("example.com", 80)
-    except MemoryError:
-        return "no memory is left for them; lower DOWNLOAD_WORKERS or MAX_IMAGE_PIXELS"
-    except OSError as error:
-        if behind_proxy():
-            return (
-                f"the proxy does not answer ({error.strerror or error}); start it, or mend HTTP_PROXY and HTTPS_PROXY"
-            )
-        return "no name server answers; check the network, and run this again" if symptom(error) else ""
-    return ""
-
-
-def _has_route(address: str) -> bool:
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.connect((address, 53))  # sends nothing
-        return True
-    except OSError:
-        return False
-
-
-class Suspects(Generic[T]):
-    """Holds back results whose failure may be this machine's fault, until another result or a check tells.
-
-    A list with dead hosts never ends a run: a result of another kind acquits the machine, and so does machine_fault().
-    """
-
-    def __init__(self) -> None:
-        self._held: list[T] = []
-        self._since = 0.0  # time.monotonic() of the first one held
-
-    def sort(self, result: T, error: ImageError | None) -> list[T]:
-        """The results that are not suspect, or no longer. Raises UserError if the machine is at fault."""
-        if not self._held:
-            self._since = time.monotonic()
-        self._held.append(result)
-        if error is None or not _SUSPECT.match(str(error)):
-            return self._drain()
-        is_time = time.monotonic() - self._since >= MIN_SUSPECTS_S
-        return self.release() if is_time and len(self._held) >= MIN_SUSPECTS else []
-
-    def release(self) -> list[T]:
-        """All results held, when no other can come in between. Raises UserError if the machine is at fault."""
-        fault = machine_fault() if len(self._held) >= MIN_SUSPECTS else ""
-        if fault:
-            raise UserError(f"{len(self._held)} downloads in a row failed: {fault}")
-        return self._drain()
-
-    def _drain(self) -> list[T]:
-        held, self._held = self._held, []
-        return held
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
