@@ -46,7 +46,8 @@ def read_reviews(events: Iterable[Event]) -> Reviews:
     for event in events:
         main, root = event["main"], event.get("root")
         if isinstance(event.get("shown"), dict):
-            reviews.shown.setdefault(main, {})[root] = event
+            facts = {name: value for name, value in event.items() if name != "shown"}  # cosines: most of a long history
+            reviews.shown.setdefault(main, {})[root] = facts
         elif event.get("undone"):
             del reviews.decisions.get(main, [])[-1:]
         elif is_second_look(event):
