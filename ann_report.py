@@ -31,6 +31,7 @@ from utils.report.figures import Figures, ReportData, compare, measure
 from utils.report.reviews import Reviews, read_reviews
 from utils.store import collection
 from utils.store.server import choose
+from utils.training.saved import projection_of
 from utils.web.urls import find_files, scheme_of
 
 MEASURES = {  # key of the figures -> words
@@ -41,7 +42,8 @@ MEASURES = {  # key of the figures -> words
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = """ANNOTATED_DATA_PATH CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
-        IMAGE_CACHE_DIR_PATH DOWNLOAD_ALLOW_LOCAL MAX_IMAGE_PIXELS ANN_HISTORY_PATH ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
+        IMAGE_CACHE_DIR_PATH DOWNLOAD_ALLOW_LOCAL MAX_IMAGE_PIXELS ANN_HISTORY_PATH ANN_PROJECTION_PATH
+        ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
     parser = cli.parser(__doc__, config, names.split())
     parser.add_argument(
         "--compare-collection", default="", metavar="NAME", help="judge this collection, too: same ids, another model"
@@ -56,12 +58,14 @@ def main(argv: list[str] | None = None) -> int:
     if not records:
         raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
     history_path = Path(args.ann_history_path) if args.ann_history_path else None
-    reviews = read_reviews(history.read_events(history_path))
+    reviews = read_reviews(history.in_effect(history.read_events(history_path)))
     data = read_data(records, reviews, args, args.collection_name)
     figures = measure(data, reviews)
     if args.compare_collection:
         other = read_data(records, reviews, args, args.compare_collection)
-        figures["comparison"] = compare(data, other, (args.collection_name, args.compare_collection))
+        learned = projection_of(other.model, Path(args.ann_projection_path))
+        names = args.collection_name, args.compare_collection
+        figures["comparison"] = compare(data, other, names, set(learned.trained_on) if learned else ())
     write_report(data, figures, Path(args.ann_report_dir_path), args)
     print_summary(Path(args.ann_report_dir_path), figures)
     return 0

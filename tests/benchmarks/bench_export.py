@@ -25,7 +25,7 @@ from tests.benchmarks.bench_annotate import command
 from tests.support import browser, photos
 from tests.support.annotation_data import ANNOTATED, CACHE, make_collection
 from utils.annotation import neighbors
-from utils.annotation.records import Record, write_records
+from utils.annotation.records import Record, write_items
 from utils.export import formats
 
 N, DIMENSION, INTRINSIC = 100_000, 512, 128
@@ -43,11 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         build(folder)
     os.chdir(folder)
     figures: dict[str, float] = {}
-    write_records(ANNOTATED, groups(json.loads(Path("ids.json").read_text()), args.groups))
+    write_items(ANNOTATED, groups(json.loads(Path("ids.json").read_text()), args.groups))
     for name in args.formats:
         figures |= measure_export(name)
     if args.report_groups:
-        write_records(ANNOTATED, groups(json.loads(Path("ids.json").read_text()), args.report_groups))
+        write_items(ANNOTATED, groups(json.loads(Path("ids.json").read_text()), args.report_groups))
         figures |= measure_report()
     for name, value in figures.items():
         print(f"{name:20} {value:10.1f}    {within(name)}")

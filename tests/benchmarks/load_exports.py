@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.load_exports data/export/triplets.train.csv
 
-Needs tests/requirements-extra.txt; the tests run every function on a real export. Images are opened here, not by the
-trainer: sentence-transformers 6 silently embeds a path or URL as text unless it ends in .jpg, .jpeg, .png, .gif, .bmp,
-.tiff or .webp, and a path unless it exists.
+Needs tests/requirements-extra.txt, or tests/requirements-flagembedding.txt. The tests run every function.
+Images are opened here, not by the trainer: sentence-transformers 6 silently embeds a path or URL as text unless it ends
+in .jpg, .jpeg, .png, .gif, .bmp, .tiff or .webp, and a path unless it exists.
 """
 
 import json

@@ -205,6 +205,14 @@ def test_pairs_have_similarity_and_rank(ids):
     assert float(first["similarity"]) == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
 
 
+def test_records_of_other_tools_are_left_out_and_counted(ids, capsys):
+    others = [{"pos": [], "neg": [ids[0]]}, {"pos": ["cat.jpg"], "neg": []}, {"label": 3}, "text", None]
+    write_annotated([*others, {"pos": ids[:2], "neg": ids[2:3], "by": "another tool"}])
+    assert export("--ann-export-value", "id", "--ann-export-split", '{"train": 1}') == 0
+    assert [list(row.values()) for row in rows("triplets.train.csv")] == [ids[:3]]
+    assert "5 records of other tools are not used" in capsys.readouterr().err
+
+
 def test_near_duplicates_stay_together(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     vectors = random_vectors(40, 64)
@@ -476,7 +484,7 @@ def test_ir_measures_loads_qrels(ids):
 
 
 def test_flagembedding_loads_its_format(ids):
-    pytest.importorskip("FlagEmbedding", reason=NO_EXTRAS)
+    pytest.importorskip("FlagEmbedding", reason="tests/requirements-flagembedding.txt is not installed")
     data = loaded("flagembedding", "flagembedding.train.jsonl", "--ann-export-value", "url")
     samples = [json.loads(line) for line in lines("flagembedding.train.jsonl")]
     assert len(data) == len(samples)

@@ -18,6 +18,7 @@ from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, image_by
 from utils.annotation.judgments import Chain, Judged, contradictions
 from utils.errors import UserError
 from utils.report import statistics
+from utils.training.saved import Projection, write_projection
 
 N_GROUPS, SIZE = 40, 5
 REPORT = Path("data/report")
@@ -223,6 +224,56 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     assert f"1 of {N_GROUPS} compared groups show images of both collections" in text
     text, found = compared([shown("r", main, pool=["images", "other"]) for main in mains])
     assert "All compared groups show images of both collections" in text
+
+
+def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(ids, capsys):
+    """Unless it was trained on all: then it says so."""
+    from utils.store.collection import DERIVED, open_client
+
+    def compared(trained_on):
+        learned = Projection(np.eye(16, dtype=np.float32), {}, trained_on, {})
+        write_projection(Path("data/projection.npz"), learned)
+        client, name = open_client(Path("data/chroma")), f"trained{len(trained_on)}"
+        trained = client.create_collection(
+            name,
+            configuration={"hnsw": {"space": "cosine"}},
+            embedding_function=None,
+            metadata={DERIVED: learned.digest},
+        )
+        trained.add(ids=ids, embeddings=random_vectors(len(ids)), metadatas=[{"url": "x"}] * len(ids))
+        report("--compare-collection", name)
+        return figures()["comparison"]
+
+    found = compared(ids[: 3 * SIZE : SIZE])
+    assert (found["groups"], found["left_out"]["trained_on"], found["is_trained_on"]) == (N_GROUPS - 3, 3, False)
+    assert "trained on 3" in capsys.readouterr().out
+    found = compared(ids[::SIZE])
+    assert (found["groups"], found["left_out"]["trained_on"], found["is_trained_on"]) == (N_GROUPS, 0, True)
+    assert "was trained on all compared groups" in capsys.readouterr().out
+    assert "was trained on every compared group" in (REPORT / "report.html").read_text()
+
+
+def test_records_of_other_tools_are_left_out_and_counted(ids, capsys):
+    ANNOTATED.write_text(json.dumps([{"pos": [], "neg": []}, {"pos": ["a"]}, 5, {"pos": ids[:3], "neg": ids[3:5]}]))
+    assert report() == 0
+    assert (figures()["progress"]["groups"], figures()["progress"]["annotated"]) == (1, 5)
+    assert "3 records of other tools are not used" in capsys.readouterr().err
+
+
+def test_events_of_an_undone_load_do_not_count(ids):
+    record = {"pos": ids[:3], "neg": ids[3:5]}
+    load = {"load": "1", "records": "annotated.json"}
+    found = reported_yield(
+        [
+            shown("r", ids[0]),
+            loaded("r", ids[0], ids[:3], ids[3:5]),
+            loaded("r", ids[0], ids[:1], ids[1:5]) | load,
+            second_look(ids[0], record, ids[:2], ids[2:5]) | load,
+            {"root": None, "main": ids[0], "undone": True, "time": "2026-01-06T00:00:00Z"} | load,
+        ]
+    )
+    assert found["by_sampler"]["random"]["positives"] == 3
+    assert figures()["agreement"]["directories"] == 0
 
 
 def test_agreement_of_two_reviewers_by_hand(ids, capsys):
