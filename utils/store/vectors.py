@@ -307,6 +307,8 @@ def read_records(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, lis
 
     No transaction stays open in between, so that a writer never waits long. Raises DamagedError.
     """
+    if not len(rows):  # a new store has no file yet
+        return
     with contextlib.closing(connect(path)) as database:
         for start in range(0, len(rows), READ):
             part = rows[start : start + READ]
