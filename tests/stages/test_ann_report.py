@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ann_dirload
+import ann_dirrify
 import ann_report
 from tests.support import browser
 from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, image_bytes, make_collection, random_vectors
@@ -297,6 +299,36 @@ def test_agreement_of_two_reviewers_by_hand(ids, capsys):
     assert "second looks 2, share of images judged alike 0.500" in capsys.readouterr().out
     page = (REPORT / "report.html").read_text()
     assert f"second look in b/7_{ids[0]}" in page and "deleted, then kept" in page
+
+
+def test_the_stages_write_the_history_that_the_report_reads(ids, capsys):
+    """Directories pooled from two collections, reviewed, and reviewed again elsewhere."""
+    from utils.store.collection import open_client
+
+    other = open_client(Path("data/chroma")).create_collection(
+        "other", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+    )
+    other.add(ids=ids, embeddings=random_vectors(len(ids), seed=1), metadatas=[{"url": "x"}] * len(ids))
+    ANNOTATED.unlink()
+    flags = ["--logs-dir-path", ""]
+    sizes = ["--ann-dirrify-ndirs", "3", "--ann-dirrify-nnearest", "6", "--ann-dirrify-pool", '["other"]']
+    assert ann_dirrify.main([*flags, *sizes]) == 0
+
+    def review(root, rank):
+        for path in list(root.glob(f"*/{rank}_*")):
+            path.unlink()
+        assert ann_dirload.main([*flags, str(root)]) == 0
+
+    review(Path("data/dirrify"), 1)
+    shutil.copytree("data/dirrify", "data/again")
+    review(Path("data/again"), 3)
+    report("--compare-collection", "other")
+    found = figures()
+    assert (found["comparison"]["groups"], found["comparison"]["pooled"], found["not_nearest"]["pooled"]) == (3, 3, 3)
+    assert found["agreement"]["directories"] == 3 and found["agreement"]["equal"]["value"] == pytest.approx(5 / 6)
+    main = json.loads(ANNOTATED.read_text())[0]["pos"][0]
+    page = (REPORT / "report.html").read_text()
+    assert f">dirrify/0_{main}<" in page and f"second look in again/0_{main}" in page
 
 
 def test_an_image_links_to_its_original_and_to_nothing_else(tmp_path, monkeypatch):
