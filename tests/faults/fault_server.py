@@ -291,6 +291,16 @@ def redirect_20(visit: Visit) -> None:
 
 
 @fault(STORED)
+def redirect_said_twice(visit: Visit) -> None:
+    visit.sock.sendall(b"HTTP/1.1 302 Found\r\nLocation: /ok\r\nLocation: /ok\r\nContent-Length: 0\r\n\r\n")
+
+
+@fault(STORED)
+def says_http_2(visit: Visit) -> None:
+    _answer_after(visit, b"HTTP/2 200\n\r\r\n")
+
+
+@fault(STORED)
 def needs_cookie(visit: Visit) -> None:
     if "Cookie: seen=1" in visit.server.requests[-1]:
         visit.answer(photo())

@@ -179,7 +179,7 @@ def _follow(url: str, attempt: guard.Attempt) -> BaseHTTPResponse:
 
 
 def _redirect_target(url: str, response: BaseHTTPResponse) -> str:
-    location = response.headers.get("Location", "").encode("latin-1")  # the bytes as they came
+    location = (*response.headers.getlist("Location"), "")[0].encode("latin-1")  # the bytes as they came
     if not location:
         raise ImageError("bad_redirect", f"{response.status} without a Location")
     try:

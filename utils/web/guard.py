@@ -258,6 +258,7 @@ class _Response(HTTPResponse):
             headers = _read_headers(self.fp)
         # http.client decides on the length; of its own parser it sees the headers that it needs.
         framing = [f"{name}: {value}\r\n" for name, value in headers.items() if name.lower() in _FRAMING]
+        version = version if version == "HTTP/1.0" else "HTTP/1.1"  # some say HTTP/2 over a connection of HTTP/1.1
         source, head = self.fp, f"{version} {status} {reason.strip()}\r\n{''.join(framing)}\r\n"
         self.fp = io.BytesIO(head.encode("latin-1"))
         try:
@@ -277,7 +278,7 @@ def _read_headers(file: Any) -> HTTPMessage:
         if size > _MAX_HEADER_BYTES or len(fields) == _MAX_HEADERS:
             raise HTTPException(f"more than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them")
         text = line.decode("latin-1").rstrip("\r\n")
-        if text[0] in " \t" and fields:  # a continued line
+        if text[:1] in (" ", "\t") and fields:  # a continued line
             fields[-1][1] += " " + text.strip()
         else:
             name, _, value = text.partition(":")
