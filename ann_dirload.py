@@ -174,6 +174,9 @@ def comparison(load: Load) -> Iterator[str]:
             f"{len(load.gone)} directories are deleted here, but recorded before or from another folder; their records "
             f"stay: {names}"
         )
+    if load.revived:
+        names = ", ".join(cut(load.revived))
+        yield f"{len(load.revived)} directories were discarded before and are records now: {names}"
     verdicts = [
         (folder.name, *verdict) for folder, record in load.second_looks for verdict in Compared(folder, record).verdicts
     ]

@@ -762,12 +762,13 @@ def test_undo_of_a_load_that_only_discards_keeps_older_records():
     assert read_discarded() == set()
 
 
-def test_undo_of_a_kept_directory_that_was_discarded_before_leaves_it_discarded():
+def test_undo_of_a_kept_directory_that_was_discarded_before_leaves_it_discarded(capsys):
     shutil.copytree(folder(1), "aside")
     shutil.rmtree(folder(1))
     dirload()
     shutil.copytree("aside", ROOT / f"1_{MAINS[1]}")
     assert len(dirload()) == 4
+    assert f"1 directories were discarded before and are records now: {folder(1).name}" in capsys.readouterr().out
     assert read_discarded() == set()
     assert len(dirload("--undo")) == 3
     assert read_discarded() == {MAINS[1]}

@@ -158,6 +158,10 @@ class DirImages:
 
 
 def _write(file: BinaryIO, rank: int, id_: str, folder: Path) -> str:
-    """The digest of the file written."""
-    with write_copy(file, folder / image_name(rank, id_, "")).open("rb") as copy:
-        return file_digest(copy)
+    """The digest of the file written. Raises OSError that names it."""
+    stem = folder / image_name(rank, id_, "")
+    try:
+        with write_copy(file, stem).open("rb") as copy:
+            return file_digest(copy)
+    except OSError as error:  # writing names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(stem)) from None

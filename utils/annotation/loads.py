@@ -54,6 +54,7 @@ class Load:
     untouched: list[ReviewedDir] = field(default_factory=list)  # left out on request
     discarded: list[ReviewedDir] = field(default_factory=list)
     gone: list[ReviewedDir] = field(default_factory=list)  # deleted, but recorded before or from another root
+    revived: list[str] = field(default_factory=list)  # loaded directories that were discarded before
     other_main: list[str] = field(default_factory=list)  # main image is a positive of another record
     root_of: dict[str, str] = field(default_factory=dict)  # main id -> root in which it was recorded
 
@@ -87,6 +88,8 @@ def plan(path: Path, history_path: Path | None, reviews: Sequence[Review], repla
     kept = {folder.main for folder in load.loaded}  # discarded in one root, kept in another
     load.gone += [folder for folder in load.discarded if folder.main in kept]
     load.discarded = [folder for folder in load.discarded if folder.main not in kept]
+    known = history.discarded(load.decisions)
+    load.revived = [folder.name for folder in load.loaded if folder.main in known]
     return load
 
 

@@ -173,8 +173,8 @@ class DirWriter:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        _remove_parts(self.root)  # first: on a full disk the list needs the room
         self._list()
-        _remove_parts(self.root)
         if not self.samples:  # leave no trace: the next run may have other settings
             for name in (MARKER, DIGESTS, README):
                 (self.root / name).unlink(missing_ok=True)
