@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import socket
 
@@ -39,6 +40,17 @@ def test_what_a_machine_without_network_would_see_is_named(monkeypatch, error, d
     with pytest.raises(ImageError) as failed:
         fetch("http://photos.example/x.jpg", LIMITS)
     assert str(failed.value) == f"connection: {detail}"
+
+
+@pytest.mark.parametrize(("address", "prefix"), [("8.8.8.8", "no route: "), ("10.1.2.3", "")])
+def test_a_host_of_ones_own_network_that_is_off_is_no_sign_of_a_network_that_is_down(monkeypatch, address, prefix):
+    def fail(*_):
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"connect": fail}))
+    with pytest.raises(ImageError) as failed:
+        fetch(f"http://{address}/x.jpg", dataclasses.replace(LIMITS, allow_local=True))
+    assert str(failed.value) == f"connection: {prefix}No route to host"
 
 
 def test_a_network_that_is_down_ends_the_run_after_failures_in_a_row(quick_to_suspect, monkeypatch):

@@ -156,6 +156,8 @@ def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> E
     if isinstance(error, UnicodeError):  # a name that DNS cannot hold
         return ImageError("bad_url", text)
     symptom = machine.symptom(error) or machine.symptom(root)
+    if attempt.reach == "private":  # a host of this network that is switched off
+        symptom = ""
     return _AgainError(ImageError("connection", f"{symptom}: {text}" if symptom else text))
 
 

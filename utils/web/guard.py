@@ -98,6 +98,7 @@ class Attempt:
 
     deadline: float  # time.monotonic()
     allow_private: bool
+    reach: str = ""  # scope of the address tried last
 
     def remaining_s(self) -> float:
         """Seconds left. Raises TimeoutError if there are none."""
@@ -108,10 +109,10 @@ class Attempt:
 
     def admit(self, address: str, connected: bool) -> None:
         """Raises ImageError("blocked_address") unless this IP address may be reached."""
-        reach = scope(address)
-        if reach == "forbidden" or (reach == "private" and not self.allow_private):
+        self.reach = scope(address)
+        if self.reach == "forbidden" or (self.reach == "private" and not self.allow_private):
             raise ImageError("blocked_address", f"{address} is not a public address")
-        self.allow_private &= not (connected and reach == "public")
+        self.allow_private &= not (connected and self.reach == "public")
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -134,7 +135,6 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     REQUESTS_CA_BUNDLE cannot be used.
     """
     parts, proxy = urlsplit(url), proxy_of(url)
-
     host = parts.hostname or ""
     reach = literal_scope(host)
     if reach == "forbidden" or (reach == "private" and not attempt.allow_private):
