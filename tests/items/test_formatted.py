@@ -64,7 +64,7 @@ def wide(sizes: list[int], n_fields: int) -> dict:
     return {f"field {i}": i for i in range(n_fields)} | lists | {"url": "http://x/"}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.lists(st.sampled_from([1, 900, MAX_VALUES - 2, MAX_VALUES, 5_462, 20_000]), max_size=3),
     n_fields=st.sampled_from([0, 1, 3_000, MAX_VALUES - 1, 5_462]),

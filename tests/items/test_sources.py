@@ -215,7 +215,7 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest
 
 def test_a_table_streams(tmp_path: Path):
     """The long form of this is ten million rows."""
-    n = 50_000
+    n = 20_000
     with (tmp_path / "list.csv").open("w") as file:
         file.write("url,product,price\n")
         file.writelines(f"http://host.example/{i},product {i},{i / 8}\n" for i in range(n))

@@ -48,7 +48,7 @@ def id_of(path: str) -> str:
 
 
 def test_a_folder_from_first_run_to_export(tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str):
-    model = ["--clip-model-name", offline_model_name]
+    model = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
     (folder / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     first = run_here("embed.py", folder, *model)
     assert first.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), first.stderr
@@ -83,7 +83,7 @@ def test_a_folder_from_first_run_to_export(tmp_path: Path, run_here: RunScript, 
 def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     tmp_path: Path, run_here: RunScript, folder: Path, photos, offline_model_name: str
 ):
-    model = ["--clip-model-name", offline_model_name]
+    model = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
     assert run_here("embed.py", folder, *model).returncode == 0
     before = stored(tmp_path)
     path = paths_of(folder)[4]
@@ -112,42 +112,36 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     assert summary(2, 1, 0, 0, 0, 0) in mixed.stdout
 
 
-def test_every_form_gives_the_same_collection(
+def test_a_csv_of_the_same_files_gives_the_same_collection(
     tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
 ):
+    """Of JSON forms, tests/items/test_sources.py shows that they give the same items."""
     items = [{"url": str(path), "name": path.name, "number": n} for n, path in enumerate(paths_of(folder))]
-    lines = "\n".join(map(json.dumps, items))
-    with (tmp_path / "list.csv").open("w", newline="", encoding="utf-16") as file:
+    with (tmp_path / "list").open("w", newline="", encoding="utf-16") as file:
         writer = csv.DictWriter(file, ["number", "url", "name"])
         writer.writeheader()
         writer.writerows(items)
-    (tmp_path / "list.json").write_text(json.dumps(items))
-    (tmp_path / "lines").write_text(lines)
-    found = {}
-    for name in ("list.csv", "list.json", "lines", "photos"):
-        args = ["--chromadb-path", f"{name}.chroma", "--clip-model-name", offline_model_name]
-        args += [] if name == "photos" else ["--download-allow-local"]
-        done = run_here("embed.py", name, *args)
+    found = []
+    for name, flags in (("photos", []), ("list", ["--download-allow-local"])):
+        args = ["--chromadb-path", f"{name}.chroma", "--clip-model-name", offline_model_name, "--precision", "fp32"]
+        done = run_here("embed.py", name, *args, *flags)
         assert done.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), done.stderr
-        found[name] = {item["url"]: (item, v) for item, v in stored(tmp_path, f"{name}.chroma").values()}
+        found.append({item["url"]: (item, v) for item, v in stored(tmp_path, f"{name}.chroma").values()})
     for item in items:
-        (_, vector) = found["photos"][item["url"]]
-        assert found["photos"][item["url"]][0]["name"] == item["name"]
-        for name in ("list.csv", "list.json", "lines"):
-            assert found[name][item["url"]][0] == item
-            assert (found[name][item["url"]][1] == vector).all()
+        (of_folder, vector), (of_list, same) = (one[item["url"]] for one in found)
+        assert of_list == item and of_folder["name"] == item["name"]
+        assert (vector == same).all()
 
 
-def test_a_list_may_not_reach_into_a_named_folder_s_neighbors(
-    tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
+def test_naming_a_folder_lets_no_list_reach_its_files_or_their_neighbors(
+    tmp_path: Path, run_here: RunScript, folder: Path
 ):
-    """Naming a folder lets in its own files, and nothing beside it."""
-    secret = tmp_path / "photos of others" / "a.jpg"
-    secret.parent.mkdir()
-    shutil.copy(paths_of(folder)[0], secret)
-    assert run_here("embed.py", folder, "--clip-model-name", offline_model_name).returncode == 0
-    urls = [str(secret), f"{folder}/../photos of others/a.jpg", str(paths_of(folder)[0])]
-    (tmp_path / "list").write_text("\n".join([*urls, "http://127.0.0.1:1/"]))
-    listed = run_here("embed.py", "list", "--clip-model-name", offline_model_name, "--download-attempts", "1")
-    assert "3 items name this machine" in listed.stderr or "4 items name this machine" in listed.stderr
-    assert listed.returncode == 2
+    names = paths_of(folder)
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+    assert run_here("embed.py", folder).returncode == 0, "it holds nothing, and is named"
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    (tmp_path / "list").write_text(f"{names[0]}\n{folder}/../other/a.jpg\n")
+    listed = run_here("embed.py", "list")
+    assert listed.returncode == 2 and "2 items name this machine" in listed.stderr

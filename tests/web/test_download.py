@@ -285,6 +285,20 @@ def test_data_urls(server):
     assert outcome(f"data:;base64,{encoded}", dataclasses.replace(shut, max_bytes=100)) == "too_large"
 
 
+def test_files_in_and_below_a_named_folder_need_no_permission_and_no_others(tmp_path):
+    inside, beside = tmp_path / "photos/deep/a.png", tmp_path / "photos of others/a.png"
+    for path in (inside, beside):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(photo())
+    limits = dataclasses.replace(LIMITS, allow_local=False, folders=(str(tmp_path / "photos"),))
+    assert [outcome(url, limits) for url in (str(inside), inside.as_uri())] == [STORED, STORED]
+    for url in (str(beside), f"{tmp_path}/photos/../photos of others/a.png", beside.as_uri()):
+        assert outcome(url, limits) == "blocked_address"
+    listed = {"in": str(inside), "beside": str(beside), "gone": str(tmp_path / "photos/x.png"), "web": "http://x/a.png"}
+    assert urls.find_files(listed, limits.folders) == {"in": inside}
+    assert urls.find_files(listed, None) == {"in": inside, "beside": beside}
+
+
 def test_files_are_read_where_local_is_allowed(tmp_path, monkeypatch):
     (tmp_path / "ä b.jpg").write_bytes(photo())
     monkeypatch.chdir(tmp_path)
