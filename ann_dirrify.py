@@ -277,7 +277,7 @@ def print_summary(root: Path, samples: Samples, images: DirImages, made: Made) -
     n_images = sum(map(len, samples.values()))
     print(
         f"{len(samples)} directories with {n_images} images in {root} "
-        f"({images.n_copied} from the cache, {images.n_downloaded} downloaded)"
+        f"({images.n_copied} from the cache, {images.n_downloaded} downloaded or read where they lie)"
     )
     if made.n_dropped:
         print(f"near duplicates skipped for the next nearest (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")

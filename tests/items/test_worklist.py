@@ -128,12 +128,14 @@ def test_failures_are_saved_while_another_thread_stores_what_failed_before(open_
     assert json.loads((tmp_path / "failed.json").read_text()) == []
 
 
-def test_stored_images_of_the_same_bytes_are_counted_and_the_most_frequent_named(open_list):
+def test_stored_images_of_the_same_bytes_are_counted_and_the_most_frequent_named(open_list, tmp_path: Path):
     work = open_list([{"url": f"http://x/{number}"} for number in range(9)])
     assert work.identical() == (0, 0, "")
     for index, digest in enumerate([5, 7, 8, 7, 5, 7, 9, 0, 0]):  # 0: unknown
         work.store(index, digest)
     assert work.identical() == (5, 3, "http://x/1")
+    (tmp_path / "list.json").write_text("[]")
+    assert work.identical() == (5, 3, "a URL that the list no longer holds")
 
 
 @pytest.mark.parametrize(

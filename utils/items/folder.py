@@ -48,24 +48,20 @@ class Images:
                 yield {"url": path, **known}
 
     def notes(self) -> tuple[str, ...]:
-        counts = {
-            "HEIC images are left out; convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC": (
-                self.n_heic
-            ),
-            "files are left out, as they are not images": self.n_others,
-            "folders are left out, as they cannot be read": self.n_unreadable,
-        }
-        return tuple(f"{n} {text}" for text, n in counts.items() if n)
+        remedy = "convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC"
+        notes = (
+            (self.n_heic, f"HEIC images are left out; {remedy}"),
+            (self.n_others, "files are left out, as they are not images"),
+            (self.n_unreadable, "folders are left out, as they cannot be read"),
+        )
+        return tuple(f"{n} {text}" for n, text in notes if n)
 
 
 def find_images(root: Path) -> Images:
     """Search a folder and the folders below it, without hidden and system folders and without links to folders."""
     images = Images(root.resolve())
-
-    def count_unreadable(_error: OSError) -> None:
-        images.n_unreadable += 1
-
-    for path, below, names in os.walk(images.root, onerror=count_unreadable):
+    unreadable: list[OSError] = []
+    for path, below, names in os.walk(images.root, onerror=unreadable.append):
         below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SYSTEM)
         relative = Path(path).relative_to(images.root)
         files = _Files(str(relative) if relative.parts else "", [], array.array("q"), array.array("q"))
@@ -73,6 +69,7 @@ def find_images(root: Path) -> Images:
             _look_at(Path(path, name), files, images)
         if files.names:
             images.folders.append(files)
+    images.n_unreadable = len(unreadable)
     return images
 
 

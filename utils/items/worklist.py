@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
-import itertools
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -135,16 +135,19 @@ class Worklist:
         return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))
 
     def identical(self) -> tuple[int, int, str]:
-        """Images stored in this run that have the same bytes as another: their number, and of the most frequent the
-        number and first URL. Reads the list up to there."""
+        """Images stored now whose bytes another has, too: their number, and the most frequent's number and first URL.
+
+        Reads the list up to there.
+        """
         stored = np.flatnonzero((self.outcome == STORED) & (self._digests != 0))
         _, first, counts = np.unique(self._digests[stored], return_index=True, return_counts=True)
         if not (counts > 1).any():
             return 0, 0, ""
         most = int(counts.argmax())
-        wanted = int(stored[first[most]])
-        item = next(itertools.islice(self.source.read(), wanted, None))
-        return int(counts[counts > 1].sum()), int(counts[most]), _url(item) or ""
+        wanted, url = int(stored[first[most]]), "a URL that the list no longer holds"
+        with contextlib.suppress(UserError):
+            url = next(item["url"] for _, item in self._read_again(lambda index: index == wanted))
+        return int(counts[counts > 1].sum()), int(counts[most]), url
 
     def _add_failure(self, index: int, url: str | None, error: ImageError) -> None:
         self.failures[index] = {"index": index, "url": url, "reason": error.reason, "detail": error.detail}
