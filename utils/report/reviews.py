@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from utils.annotation.history import Event
+from utils.annotation.history import Event, in_effect
 from utils.annotation.records import Record
 
 COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # directories, directories, directories, ids, ids
@@ -43,11 +43,11 @@ class Reviews:
 
 def read_reviews(events: Iterable[Event]) -> Reviews:
     reviews = Reviews()
-    for event in events:
+    slim = ({**event, "shown": {}} if "shown" in event else event for event in events)  # most of a history is cosines
+    for event in in_effect(slim):
         main, root = event["main"], event.get("root")
-        if isinstance(event.get("shown"), dict):
-            facts = {name: value for name, value in event.items() if name != "shown"}  # cosines: most of a long history
-            reviews.shown.setdefault(main, {})[root] = facts
+        if "shown" in event:
+            reviews.shown.setdefault(main, {})[root] = event
         elif event.get("undone"):
             del reviews.decisions.get(main, [])[-1:]
         elif is_second_look(event):
