@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -47,34 +48,48 @@ def ignore(*numbers: signal.Signals) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def call(
-    task: Callable[..., Any], *args: Any, progress: Progress = lambda n: None, watch: Callable[[], Any] = lambda: None
-) -> Any:
-    """The result of `task(*args, progress)` in a new process. Raises what the task raises, and DiedError.
+class Child:
+    """A process for one task. Started ahead of it, it imports `modules` meanwhile."""
 
-    `watch` is called every second; if it raises, the process is killed.
-    """
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=_run, args=(sender, task, args), daemon=True)
-    with shielded():
-        child.start()
-    sender.close()
-    try:
-        while True:
-            while not receiver.poll(_WATCH_S):
-                _watch(child, watch)
-            kind, value = receiver.recv()
-            if kind == "result":
-                return value
-            if kind == "error":
-                raise value
-            progress(value)
-    except EOFError:
-        child.join()
-        raise DiedError(child.exitcode) from None
-    finally:
-        child.join(timeout=None if child.exitcode is not None else _LAST_S)
-        child.kill()
+    def __init__(self, *modules: str) -> None:
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_run, args=(theirs, modules), daemon=True)
+        with shielded():
+            self._process.start()
+        theirs.close()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def call(
+        self,
+        task: Callable[..., Any],
+        *args: Any,
+        progress: Progress = lambda n: None,
+        watch: Callable[[], Any] = lambda: None,
+    ) -> Any:
+        """The result of `task(*args, progress)`. Raises what the task raises, and DiedError.
+
+        `watch` is called every second; if it raises, the process is killed.
+        """
+        try:
+            with contextlib.suppress(OSError):  # it died: its end of file follows
+                self._pipe.send((task, args))
+            while True:
+                while not self._pipe.poll(_WATCH_S):
+                    _watch(self._process, watch)
+                kind, value = self._pipe.recv()
+                if kind == "result":
+                    return value
+                if kind == "error":
+                    raise value
+                progress(value)
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise DiedError(self._process.exitcode) from None
+        finally:
+            self._process.join(timeout=None if self._process.exitcode is not None else _LAST_S)
+            self._process.kill()
 
 
 def _watch(child: Any, watch: Callable[[], Any]) -> None:
@@ -85,13 +100,17 @@ def _watch(child: Any, watch: Callable[[], Any]) -> None:
         raise
 
 
-def _run(sender: Connection, task: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(pipe: Connection, modules: tuple[str, ...]) -> None:
     ignore(*_STOPPING)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        sender.send(("result", task(*args, lambda n: sender.send(("progress", n)))))
-    except Exception as error:
-        sender.send(("error", error))
+    for name in modules:
+        importlib.import_module(name)
+    with contextlib.suppress(EOFError):  # there was no task
+        task, args = pipe.recv()
+        try:
+            pipe.send(("result", task(*args, lambda n: pipe.send(("progress", n)))))
+        except Exception as error:
+            pipe.send(("error", error))
 
 
 def _die_with_parent() -> None:

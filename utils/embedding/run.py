@@ -44,7 +44,8 @@ class Plan(NamedTuple):
 def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan) -> None:
     """Embed and store all items of `work` that are still to do. Raises UserError.
 
-    Downloads begin, and the model's files are hashed, while torch is imported and the model loads.
+    While torch is imported and the model loads, downloads begin, the model's files are hashed, and the index's process
+    starts.
     """
     settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache)
     n_ready = READY_BATCHES * plan.batch_size
@@ -54,6 +55,7 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan) -> None:
         Fetcher(keeper.jobs(), settings, plan.n_threads, plan.per_host, n_ready) as fetcher,
         ThreadPoolExecutor(1) as hashing,
     ):
+        store.prepare()
         identity = hashing.submit(lambda: asked.identity)
         model = load(plan)
         progress.set_description(f"embed on {model.device}")

@@ -22,8 +22,7 @@ from utils.errors import UserError
 from utils.ids import from_ids, is_uuid, to_ids
 from utils.items.formatted import restore_item, to_metadata
 from utils.lock import hold
-from utils.processes import DiedError, Progress
-from utils.processes import call as call_process
+from utils.processes import Child, DiedError, Progress
 from utils.store import collection as collections
 from utils.store.server import Place, Server, fitting
 from utils.store.vectors import READ, DamagedError, read_records
@@ -36,6 +35,7 @@ SAMPLE = 1_000  # vectors read all over the index to see whether it is whole, an
 USUAL_SYNC_THRESHOLD = 1_000  # Chroma's default, left in the collection for whoever adds to it by other means
 GROWTH, GROWTH_BYTES = 4, 100_000_000  # Chroma's files may be this many times too large, and this large in any case
 Batch = tuple[list[str], list[dict[str, Any]], np.ndarray]
+_ahead: list[Child] = []  # started by prepare()
 
 
 class TornError(UserError):
@@ -59,6 +59,11 @@ class Work(NamedTuple):
     model: dict[str, Any]
 
 
+def prepare() -> None:
+    """Start the process of the next call(): importing Chroma takes it a second."""
+    _ahead.append(Child("chromadb"))
+
+
 def call(
     task: Callable[..., Any],
     place: Place,
@@ -70,8 +75,10 @@ def call(
 
     Raises UserError and DamagedError as the task does, and TornError for everything else that goes wrong in it.
     """
+    child = _ahead.pop() if _ahead else None
+    child = child if child and child.is_alive() else Child()
     try:
-        result = call_process(_guarded, task, place, *args, progress=progress, watch=watch)
+        result = child.call(_guarded, task, place, *args, progress=progress, watch=watch)
     except DiedError as error:
         raise TornError(f"the process that opened it died with {error}") from None
     watch()

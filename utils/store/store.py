@@ -81,6 +81,10 @@ class Store:
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
 
+    def prepare(self) -> None:
+        """Start the index's process ahead of its work."""
+        index.prepare()
+
     def finish(self) -> None:
         """Bring the collection up to date with all that is stored, and flush it once."""
         if self._thread:
