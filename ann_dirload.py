@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     start_log("ann_dirload", args.logs_dir_path)
     path = Path(args.annotated_data_path)
     history_path = Path(args.ann_history_path) if args.ann_history_path else None
-    roots = [Path(name) for name in dict.fromkeys(args.dirs or [args.ann_dirrify_dir_path])]
+    roots = list(dict.fromkeys(map(Path, args.dirs or [args.ann_dirrify_dir_path])))
     with hold(records_lock_path(path), f"annotated data {path}"):
         if args.undo:
             return take_back(path, history_path)

@@ -123,7 +123,8 @@ def _compare(load: Load, folder: ReviewedDir, index: int, replace: bool, skip: b
         return
     else:
         load.different.append(compared)
-    if load.root_of.get(folder.main, folder.review.name) != folder.review.name:
+    root = load.root_of.get(folder.main, "")
+    if root != folder.review.name and (root or not compared.is_equal):  # without a history any change could be one
         load.second_looks.append(compared)
 
 
@@ -148,7 +149,7 @@ def _events(load: Load) -> Iterator[Event]:
     noted = [(event["root"], event["main"], event["second_look"]) for event in load.decisions if "second_look" in event]
     for folder, record in load.second_looks:
         look = {"kept": folder.kept, "deleted": folder.deleted}
-        if (folder.review.name, folder.main, look) not in noted:
+        if folder.main in load.root_of and (folder.review.name, folder.main, look) not in noted:
             yield {**_subject(folder), "second_look": look, "record": {"pos": record["pos"], "neg": record["neg"]}}
 
 

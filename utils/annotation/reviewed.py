@@ -285,7 +285,7 @@ def _match_digests(reviews: Sequence[Review], places: Sequence[_Place]) -> None:
     for review in reviews:
         digests = read_digests(review.root)
         for main, listed in review.samples.items():
-            for id_, digest in zip(listed, digests.get(main, [])):
+            for id_, digest in zip(listed, digests.get(main, [])):  # "" is no file's
                 ids_of.setdefault(digest, {})[_key(id_)] = None
     for place in places:
         images = [name for name in place.nameless if _could_be_image(place.path / name)]
@@ -306,7 +306,7 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return file_digest(file)
     except OSError:
-        return ""
+        return "not readable"
 
 
 def _could_be_image(path: Path) -> bool:
