@@ -458,6 +458,11 @@ def test_page_opens_quickly_and_user_text_is_text(page):
     assert SCRIPT_TAG in page.run("document.querySelector('#group0 .main').title")
     described = "[...document.querySelectorAll('svg[role=img]')].filter(svg => svg.querySelector('title + desc'))"
     assert page.run(f"{described}.length") == 2
+    labels = page.run(
+        "[...document.querySelectorAll('svg:last-of-type text[text-anchor=end]')].map(t => t.textContent)"
+    )
+    tops = [float(label) for label in labels if "." not in label]
+    assert len(tops) == 6 and len(set(np.diff(tops))) == 1, "counts at even distances"
 
 
 @pytest.fixture

@@ -246,7 +246,7 @@ def threshold_chart(figures: Figures) -> Chart | None:
     edges = bins["edges"]
     scale = (RIGHT - LEFT) / (edges[-1] - edges[0])
     across = [LEFT + (edge - edges[0]) * scale for edge in edges]
-    top = max([1, *bins["positives"], *bins["hard_negatives"]])
+    top = -(-max([1, *bins["positives"], *bins["hard_negatives"]]) // N_Y_TICKS) * N_Y_TICKS  # whole numbers as labels
     series = []
     for name, counts in (("kept", bins["positives"]), ("deleted", bins["hard_negatives"])):
         steps = [(x, count) for pair, count in zip(itertools.pairwise(across), counts) for x in pair]
