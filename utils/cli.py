@@ -87,28 +87,25 @@ def run(main: Callable[[], int], at_once: bool = False) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # paths may hold letters that the terminal's encoding has not
-    try:
-        code = main()
-    except UserError as error:
-        code = _print_end(f"error: {error}", 2)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
-    except Terminated:
-        code = _print_end("terminated", TERMINATED)
-    except KeyboardInterrupt:
-        code = _print_end("interrupted", INTERRUPTED)
+    with stoppable() as stop:
+        try:
+            stop.code = main()
+        except UserError as error:
+            stop.code = _print_end(f"error: {error}", 2)
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            stop.code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
     if at_once:
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):  # nobody reads on
             sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+        os._exit(stop.code)
+    sys.exit(stop.code)
 
 
 class Stop:
-    """How a stoppable block ended: `code` is 0, or the exit code of a stopped script."""
+    """How a stoppable block ended: `code` is the exit code of a stopped script, or else as it was, at first 0."""
 
     code = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import uuid
 from collections import Counter
 from itertools import islice
 
@@ -314,6 +315,15 @@ def test_text_takes_the_most_similar_first():
 def test_text_on_a_model_without_text_is_an_error():
     with pytest.raises(ValueError, match="needs a model that reads text; this collection's is image_only"):
         draw("text", {"prompt": "a cat"}, a_pool(np.eye(3)), 0, 2)
+
+
+def test_ids_may_be_what_the_list_names_the_images_by():
+    names = ["http://x/1", "7", "Kreta 2019/M\u00fcller.jpg"]  # values of ID_FIELD, a path in a folder
+    pool = a_pool(np.eye(4))
+    pool.ids = sorted(str(uuid.uuid5(uuid.NAMESPACE_URL, name)) for name in [*names, "other"])
+    asked = [names[0], names[1], "Kreta 2019/Mu\u0308ller.jpg", str(uuid.uuid5(uuid.NAMESPACE_URL, "other"))]
+    rows = list(draw("ids", {"ids": asked}, pool, 0, 2))
+    assert [pool.ids[row] for row in rows] == [str(uuid.uuid5(uuid.NAMESPACE_URL, n)) for n in [*names, "other"]]
 
 
 def test_ids_are_taken_as_given_and_the_others_reported():
