@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = f"""{SETTINGS} CHROMA_SERVER_HEADERS_ENV DEVICE IMAGE_CACHE_DIR_PATH DOWNLOAD_WORKERS
         DOWNLOAD_WORKERS_PER_HOST DOWNLOAD_TIMEOUT_S DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_ALLOW_LOCAL
         DOWNLOAD_RESPECT_NOAI MAX_IMAGE_PIXELS ANNOTATED_DATA_PATH ANN_HISTORY_PATH ANN_DIRRIFY_DIR_PATH
-        ANN_PROJECTION_PATH LOGS_DIR_PATH"""
+        ANN_DIRRIFY_MAX_SIDE ANN_PROJECTION_PATH LOGS_DIR_PATH"""
     args = cli.parser(__doc__, config, names.split()).parse_args(argv)
     if args.ann_dirrify_pick not in PICKS:
         raise UserError(f"ANN_DIRRIFY_PICK is {args.ann_dirrify_pick!r}; it must be {' or '.join(PICKS)}")
@@ -212,6 +212,7 @@ def open_images(args: argparse.Namespace) -> DirImages:
         args.max_image_pixels,
         args.download_workers,
         args.download_workers_per_host,
+        args.ann_dirrify_max_side,
     )
 
 

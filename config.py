@@ -53,6 +53,7 @@ ANN_DIRRIFY_PICK = "nearest"  # neighbors shown: nearest, or informative (near o
 ANN_DIRRIFY_PICK_AMONG = 160  # informative chooses among this many nearest images
 ANN_DIRRIFY_POOL: list = []  # more collections of the same ids: a directory shows the nearest of all, in turns by rank
 ANN_DIRRIFY_MAX_SIMILARITY = 1.0  # cosine; skip neighbors more similar than this to an image already listed; 1 = off
+ANN_DIRRIFY_MAX_SIDE = 1600  # pixels; larger or uncommon images are shown as JPEG or PNG copies; 0 = originals
 ANN_DIRRIFY_WHERE: dict = {}  # Chroma's `where` on metadata, as JSON: which may be main images; {} = all
 ANN_DIRRIFY_NEIGHBORS_WHERE: dict = {}  # the same for neighbors
 ANN_DIRRIFY_SHOW_JUDGED = False  # show judged pairs and discarded main images again

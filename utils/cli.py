@@ -24,8 +24,8 @@ INTERRUPTED, TERMINATED = 130, 143
 
 _MORE_THAN_0 = sys.float_info.min
 _RANGES: list[tuple[float, float, str, str]] = [  # of every number in config.py: lowest, highest, in words, constants
-    (0, math.inf, "0 or more", """ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
-        IMAGE_CACHE_MAX_BYTES"""),
+    (0, math.inf, "0 or more", """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST
+        EMBED_RAY_ACTORS IMAGE_CACHE_MAX_BYTES"""),
     (1, math.inf, "1 or more", """ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK_AMONG BATCH_SIZE
         DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_WORKERS EMBED_RAY_CPUS_PER_ACTOR MAX_IMAGE_PIXELS"""),
     (_MORE_THAN_0, math.inf, "more than 0", "ANN_EXPORT_NEAR_DUPLICATE DOWNLOAD_TIMEOUT_S"),

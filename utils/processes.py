@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -111,6 +112,79 @@ def _run(pipe: Connection, modules: tuple[str, ...]) -> None:
             pipe.send(("result", task(*args, lambda n: pipe.send(("progress", n)))))
         except Exception as error:
             pipe.send(("error", error))
+
+
+class Workers:
+    """Up to `n` processes, started when needed, that run tasks for the threads of this one.
+
+    A process that dies, or needs more than `timeout_s` for a task, costs that task alone. Use it as a context.
+    """
+
+    def __init__(self, n: int, timeout_s: float) -> None:
+        self.timeout_s, self.is_open = timeout_s, True
+        self._free: queue.SimpleQueue[tuple[Any, Connection] | None] = queue.SimpleQueue()  # None: not started
+        self._started: set[Any] = set()
+        for _ in range(n):
+            self._free.put(None)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Kill the processes: tasks that are running raise DiedError, and new ones as well."""
+        self.is_open = False
+        for child in list(self._started):
+            child.kill()
+
+    def run(self, task: Callable[..., Any], *args: Any) -> Any:
+        """The result of `task(*args)`. Waits for a free process. Raises what the task raises, and DiedError."""
+        worker = self._free.get()
+        try:
+            worker = worker or self._start()
+            kind, value = self._ask(*worker, (task, args))
+        except DiedError:
+            worker = None
+            raise
+        finally:
+            self._free.put(worker)
+        if kind == "error":
+            raise value
+        return value
+
+    def _start(self) -> tuple[Any, Connection]:
+        if not self.is_open:
+            raise DiedError(None)
+        ours, theirs = CONTEXT.Pipe()
+        child = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+        with shielded():
+            child.start()
+        theirs.close()
+        self._started.add(child)
+        return child, ours
+
+    def _ask(self, child: Any, pipe: Connection, job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[str, Any]:
+        try:
+            pipe.send(job)
+            if self.is_open and pipe.poll(self.timeout_s):
+                return pipe.recv()
+        except (EOFError, OSError):
+            pass
+        child.kill()
+        child.join()
+        self._started.discard(child)
+        raise DiedError(child.exitcode)
+
+
+def _serve(pipe: Connection) -> None:
+    ignore(*_STOPPING)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        task, args = pipe.recv()
+        try:
+            answer = "result", task(*args)
+        except Exception as error:
+            answer = "error", error
+        pipe.send(answer)
 
 
 def _die_with_parent() -> None:

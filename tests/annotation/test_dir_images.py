@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, names_in
 from tests.support.servers import PhotoServer, Server, send
@@ -17,6 +19,7 @@ from utils.annotation.dir_images import DirImages
 from utils.annotation.neighbor_dirs import file_digest
 from utils.errors import UserError
 from utils.images.cache import ImageCache
+from utils.images.copies import write_review_copy
 from utils.web.download import DownloadLimits
 
 LIMITS = DownloadLimits(5, 1, 10**6, True, True)
@@ -129,6 +132,43 @@ def test_the_digests_are_those_of_the_files_written(tmp_path, server):
 
 
 NO_NETWORK = "http://no-such-host.invalid"  # reserved: never resolves
+
+
+def test_reviewers_get_copies_that_every_file_manager_shows(tmp_path, server):
+    webp, cut = image_bytes(0, "WEBP", side=90), image_bytes(1, "WEBP", side=90)[:-30]
+    server.files[f"{IDS[2]}.jpg"] = image_bytes(2, "TIFF")
+    for id_, data in zip(IDS, (webp, cut)):
+        path = tmp_path / "cache" / id_[:2] / f"{id_}.webp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    limits = DownloadLimits(5, 1, 10**6, True, True)
+    cache = ImageCache(str(tmp_path / "cache"), 0)
+    with DirImages(cache, lambda ids: [f"{server.url}/{i}.jpg" for i in ids], limits, 10**6, 4, 0, 64) as images:
+        digests = images.start(IDS[:4], tmp_path / "folder")()
+    assert names_in(tmp_path / "folder") == [f"{rank}_{id_}.jpg" for rank, id_ in enumerate(IDS[:4])]
+    for rank, id_ in enumerate(IDS[:4]):
+        path = tmp_path / "folder" / f"{rank}_{id_}.jpg"
+        with Image.open(path) as image, path.open("rb") as file:
+            assert image.format == "JPEG" and image.width == (64 if rank == 0 else 8)
+            assert digests[id_] == file_digest(file)
+    assert (tmp_path / "folder" / f"1_{IDS[1]}.jpg").read_bytes() == image_bytes(1)  # damaged in the cache
+    assert (images.n_copied, images.n_downloaded) == (1, 3)
+
+
+def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, server, monkeypatch):
+    fill_cache(IDS[:1], tmp_path / "cache")
+    with originals(server.url, tmp_path / "cache", n_workers=1) as images:
+        monkeypatch.setattr(dir_images, "write_review_copy", die_of_the_second)
+        assert list(images.start(IDS[:4], tmp_path / "folder")()) == [IDS[0], IDS[1], IDS[3]]
+    assert images.failures == {"bad_image": 1}
+    assert len(names_in(tmp_path / "folder")) == 3
+
+
+def die_of_the_second(source: Path, stem: Path, max_side: int, max_pixels: int) -> Path:
+    if stem.name.startswith("2_"):
+        stem.with_suffix(".jpg").write_bytes(b"half a copy")
+        os._exit(1)
+    return write_review_copy(source, stem, max_side, max_pixels)
 
 
 def test_without_a_network_a_few_failures_are_enough(tmp_path, server):

@@ -7,6 +7,8 @@ and one line of JSON last:
 dirrify_s, with its parts, and dirrify_mb; recall of its neighbors against brute force in float64;
 floor_s: exact numpy search over the same vectors in memory, plus copying the same files; read_s: reading the vectors;
 baseline_s: one query, then one download after another, per directory, at 50 ms latency, from 20 directories scaled;
+review_s: review copies of --review-dirs directories of 21 from 12-megapixel JPEGs; review_bound_s: as many decoded with
+DCT scaling, resized and encoded by a bare pool of processes on all cores, in turns with it; review_share: their ratio;
 web_s: ann_dirrify.py without the cache, at the same latency; dirload_1k_s and dirload_10k_s: the whole command.
 """
 
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -22,12 +26,15 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import requests
+from PIL import Image
 
+from tests.support import photos
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, make_collection, make_dir
 from tests.support.servers import Server, send
 from utils.annotation import neighbor_dirs, neighbors
@@ -40,6 +47,7 @@ from utils.web.download import DownloadLimits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIMENSION, INTRINSIC, N_NEAREST, LATENCY_S, N_BASELINE = 512, 128, 20, 0.05, 20
+MAX_SIDE = 1600  # of review copies
 N_IMAGES = 64  # different images; what is in them does not matter
 
 
@@ -48,13 +56,19 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000, help="images in the collection")
     parser.add_argument("--dirs", type=int, default=1_000, help="directories to make")
     parser.add_argument("--folder", type=Path, default=Path("data/bench_annotate"), help="kept for the next run")
+    parser.add_argument("--review-dirs", type=int, default=20, help="directories of 12-megapixel images; 0 = none")
+    parser.add_argument("--only-review", action="store_true", help="measure review copies alone")
     args = parser.parse_args()
+    if args.only_review:
+        print(json.dumps({"cores": os.cpu_count(), **measure_review(args.folder.resolve(), args.review_dirs)}))
+        return
     folder = args.folder.resolve() / str(args.n)
     if not (folder / "complete").exists():
         build(folder, args.n)
     os.chdir(folder)
     result = {"n": args.n, "dirs": args.dirs, "cores": os.cpu_count()}
     result |= measure_dirrify(args.dirs) | measure_parts(args.dirs) | measure_web(args.dirs) | measure_dirload()
+    result |= measure_review(folder, args.review_dirs) if args.review_dirs else {}
     result["bound_s"] = 2.5 * (result["floor_s"] + result["read_s"]) + 3
     result["speedup"] = result["baseline_s"] / result["web_s"]
     for name, value in result.items():
@@ -149,6 +163,41 @@ def measure_parts(n_dirs: int) -> dict[str, float]:
     found = [{row_of[id_] for id_ in listed[1:]} for listed in samples.values()]
     result["recall"] = sum(len(set(a.tolist()) & b) for a, b in zip(truth, found)) / (len(mains) * N_NEAREST)
     return result
+
+
+def measure_review(folder: Path, n_dirs: int) -> dict[str, float]:
+    """Three turns of each, the best of each."""
+    shutil.rmtree(folder / "review", ignore_errors=True)
+    paths = [folder / "review" / "cache" / id_[:2] / f"{id_}.jpg" for id_ in (id_of(f"12 MP {n}") for n in range(21))]
+    noise = np.random.default_rng(0).integers(-8, 8, (3000, 4000, 1))
+    for number, path in enumerate(paths):
+        photo = photos.load(photos.PHOTOS[number % 8]).resize((4000, 3000), Image.Resampling.BICUBIC)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((np.asarray(photo) + noise).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    limits, cache = DownloadLimits(15, 2, 10**7, False, True), ImageCache(str(folder / "review" / "cache"), 0)
+    ids, found = [path.stem for path in paths], dict[str, float]()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(bare_review_copy, paths))  # started
+        with DirImages(cache, lambda ids: [""] * len(ids), limits, 10**8, 8, 0, MAX_SIDE) as images:
+            images.start(ids, folder / "review" / "warm")()
+            for turn in range(3):
+                with timed(result := {}, "review_bound_s"):
+                    list(pool.map(bare_review_copy, paths * n_dirs))
+                with timed(result, "review_s"):
+                    names = [folder / "review" / f"{turn} {number}" for number in range(n_dirs)]
+                    for wait in [images.start(ids, name) for name in names]:
+                        wait()
+                found = {name: min(seconds, found.get(name, seconds)) for name, seconds in result.items()}
+    shutil.rmtree(folder / "review")
+    return found | {"review_share": found["review_bound_s"] / found["review_s"]}
+
+
+def bare_review_copy(path: Path) -> int:
+    with Image.open(path) as image:
+        image.draft("RGB", (MAX_SIDE, MAX_SIDE * 3 // 4))
+        file = io.BytesIO()
+        image.resize((MAX_SIDE, MAX_SIDE * 3 // 4), reducing_gap=2).save(file, "JPEG", quality=85)
+    return len(file.getvalue())
 
 
 def make_dir_images() -> DirImages:

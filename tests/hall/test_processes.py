@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from utils.processes import Child, DiedError, Progress
+from utils.errors import ImageError
+from utils.processes import Child, DiedError, Progress, Workers
 
 
 def count(n: int, progress: Progress) -> int:
@@ -45,3 +49,54 @@ def test_a_child_that_died_before_its_task_is_a_death_too():
     assert not child.is_alive()
     with pytest.raises(DiedError):
         child.call(count, 1)
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+def refuse() -> None:
+    raise ImageError("bad_image", "odd")
+
+
+def sleep(marker: str) -> None:
+    open(marker, "x").close()
+    time.sleep(600)
+
+
+def test_workers_run_tasks_of_many_threads_and_raise_what_these_raise():
+    with Workers(2, 60) as workers, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda value: workers.run(double, value), range(40))) == [2 * n for n in range(40)]
+        with pytest.raises(ImageError, match="bad_image: odd"):
+            workers.run(refuse)
+        assert len({workers.run(os.getpid) for _ in range(9)} | {os.getpid()}) <= 3
+
+
+def test_a_process_that_dies_or_hangs_costs_its_task_alone(tmp_path):
+    with Workers(1, 60) as workers:
+        with pytest.raises(DiedError, match="3"):
+            workers.run(os._exit, 3)
+        assert workers.run(double, 4) == 8
+        workers.timeout_s = 0.01
+        with pytest.raises(DiedError):
+            workers.run(sleep, str(tmp_path / "marker"))
+
+
+def test_leaving_ends_the_tasks_that_run(tmp_path):
+    marker, ended = tmp_path / "marker", []
+    workers = Workers(1, 600)
+
+    def run() -> None:
+        with pytest.raises(DiedError):
+            workers.run(sleep, str(marker))
+        ended.append(True)
+
+    with workers:
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not marker.exists():
+            time.sleep(0.001)
+    thread.join(30)
+    assert ended
+    with pytest.raises(DiedError):
+        workers.run(double, 1)

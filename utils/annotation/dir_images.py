@@ -1,12 +1,15 @@
-"""The image files of a directory: copied from the image cache, or downloaded if they are not in it."""
+"""The image files of a directory: review copies of cached originals, or of downloads if they are not in the cache."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,31 +17,33 @@ from typing import BinaryIO, NamedTuple
 from utils.annotation.neighbor_dirs import file_digest, image_name
 from utils.errors import ImageError, UserError
 from utils.images.cache import ImageCache
-from utils.images.copies import write_copy
-from utils.images.decode import decode
+from utils.images.copies import shows_everywhere, write_copy, write_review_copy
+from utils.processes import DiedError, Workers
 from utils.web.download import DownloadLimits, fetch
 from utils.web.hosts import HostPool
 from utils.web.urls import queue_host
 
 COPIERS = 2  # threads; more do not help, copying small files is bound by the GIL and the file system
-MIN_SIDE = 64  # pixels; a download is decoded only to check that it is a whole image
+MAX_DECODE_S = 60  # a decoder that needs longer hangs
 MAX_FAILURES = 16  # downloads that fail in a row for reasons of the network before the run ends
 MAX_QUIET_S, MIN_FAILURES = 30, 4  # or fewer in a row, without success for so long: one slow host is no outage
 _OFFLINE = frozenset({"connection", "timeout"})  # reasons that a network that is down has
 _NO_REQUEST = frozenset({"bad_url", "blocked_address"})  # reasons that say nothing about the network
 
 
-class _Download(NamedTuple):
-    """The outcome of one download: the reason of its failure, or "" and the digest of the file written."""
+class _Outcome(NamedTuple):
+    """Of one image: the reason of its failure, or "" and the digest of the file written."""
 
     reason: str
     digest: str = ""
+    was_cached: bool = False
 
 
 class DirImages:
     """Fills folders, several at a time. Use it as a context: leaving it cancels pending work.
 
-    urls_of: ids -> urls, for images that are not cached. failures: reason -> count, of completed folders.
+    urls_of: ids -> urls, for images that are not cached. failures: reason -> count, of completed folders. max_side: of
+    review copies, 0 for originals; see write_review_copy().
     """
 
     def __init__(
@@ -49,21 +54,26 @@ class DirImages:
         max_pixels: int,
         n_workers: int,
         n_per_host: int,
+        max_side: int = 0,
     ) -> None:
         self.failures: collections.Counter[str] = collections.Counter()
         self.n_copied = self.n_downloaded = 0
         self._cache, self._urls_of, self._limits, self._max_pixels = cache, urls_of, limits, max_pixels
-        self._lock = threading.Lock()
-        self._copiers = ThreadPoolExecutor(COPIERS)
-        self._downloaders: HostPool[_Download] = HostPool(n_workers, n_per_host)
+        self._max_side, self._lock = max_side, threading.Lock()
+        n_decoders = (os.cpu_count() or 1) + 1  # one more than cores: one of them waits for its next image
+        self._copiers, self._converters = ThreadPoolExecutor(COPIERS), ThreadPoolExecutor(n_decoders)
+        self._decoders = Workers(n_decoders, MAX_DECODE_S)
+        self._downloaders: HostPool[_Outcome] = HostPool(n_workers, n_per_host)
         self._n_failed_in_row, self._failing_since, self._offline = 0, 0.0, ""
 
     def __enter__(self) -> DirImages:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._decoders.__exit__()
         self._downloaders.close()
         self._copiers.shutdown(cancel_futures=True)
+        self._converters.shutdown(cancel_futures=True)
 
     def start(self, ids: Sequence[str], folder: Path) -> Callable[[], dict[str, str]]:
         """Begin to fill the new `folder` with the images of `ids`, named by rank.
@@ -74,53 +84,87 @@ class DirImages:
         copying = self._copiers.submit(self._copy, list(ids), folder)
         return lambda: self._wait(list(ids), copying)
 
-    def _copy(self, ids: list[str], folder: Path) -> tuple[dict[str, str], dict[str, Future[_Download]]]:
+    def _copy(self, ids: list[str], folder: Path) -> dict[str, _Outcome | Future[_Outcome]]:
         """Copy cached images, start a download for each other. Copies, not links: viewers rotate files in place."""
         folder.mkdir()
-        copied = {id_: digest for rank, id_ in enumerate(ids) if (digest := self._copy_one(rank, id_, folder))}
-        missing = [(rank, id_) for rank, id_ in enumerate(ids) if id_ not in copied]
-        with self._lock:  # the first call opens Chroma
-            urls = self._urls_of([id_ for _, id_ in missing]) if missing else []
-        downloads: dict[str, Future[_Download]] = {}
-        for (rank, id_), url in zip(missing, urls):
-            work = functools.partial(self._download, rank, id_, url, folder, downloads.get(ids[0]))
-            downloads[id_] = self._downloaders.submit(queue_host(url), work)
-        return copied, downloads
+        placed = {id_: outcome for rank, id_ in enumerate(ids) if (outcome := self._copy_one(rank, id_, folder))}
+        missing = [(rank, id_) for rank, id_ in enumerate(ids) if id_ not in placed]
+        main: Future[_Outcome] | None = None
+        for (rank, id_), url in zip(missing, self._urls([id_ for _, id_ in missing])):
+            work = functools.partial(self._download, rank, id_, url, folder, main)
+            placed[id_] = download = self._downloaders.submit(queue_host(url), work)
+            main = download if rank == 0 else main
+        return placed
 
-    def _copy_one(self, rank: int, id_: str, folder: Path) -> str:
-        """The digest of the copy; "" if there is none."""
+    def _urls(self, ids: list[str]) -> Sequence[str]:
+        with self._lock:  # the first call opens Chroma
+            return self._urls_of(ids) if ids else []
+
+    def _copy_one(self, rank: int, id_: str, folder: Path) -> _Outcome | Future[_Outcome] | None:
+        """None if there is no usable file in the cache."""
         path = self._cache.find(id_)
         try:
             file = path.open("rb") if path else None
         except OSError:  # deleted meanwhile, or unreadable: download it
             file = None
-        if file is None:
-            return ""
+        if path is None or file is None:
+            return None
         with file:
             try:
-                return _write(file, rank, id_, folder)
+                if self._max_side and not shows_everywhere(file, self._max_side):
+                    return self._converters.submit(self._convert, path, rank, id_, folder)
+                stem = folder / image_name(rank, id_, "")
+                with _naming(stem):
+                    return _Outcome("", _digest(write_copy(file, stem)), was_cached=True)
             except ImageError:  # damaged
-                return ""
+                return None
 
-    def _download(self, rank: int, id_: str, url: str, folder: Path, main: Future[_Download] | None) -> _Download:
+    def _convert(self, path: Path, rank: int, id_: str, folder: Path) -> _Outcome:
+        try:
+            return _Outcome("", self._write_review_copy(path, rank, id_, folder), was_cached=True)
+        except ImageError as error:  # damaged
+            if not self._decoders.is_open:
+                return _Outcome(error.reason)
+            (url,) = self._urls([id_])
+            return self._download(rank, id_, url, folder, None)
+
+    def _write_review_copy(self, path: Path, rank: int, id_: str, folder: Path) -> str:
+        """The digest of the copy. The decoder's process protects this one from hostile files. Raises ImageError."""
+        stem = folder / image_name(rank, id_, "")
+        try:
+            with _naming(stem):
+                return _digest(self._decoders.run(write_review_copy, path, stem, self._max_side, self._max_pixels))
+        except DiedError:
+            for part in folder.glob(f"{stem.name}.*"):
+                part.unlink()
+            raise ImageError("bad_image", "its decoder's process died or hung") from None
+
+    def _download(self, rank: int, id_: str, url: str, folder: Path, main: Future[_Outcome] | None) -> _Outcome:
         """Skipped once the main image has failed, and without a network."""
         if not url:
-            return _Download("bad_record")
+            return _Outcome("bad_record")
         if main is not None and main.done() and main.result().reason:
             return main.result()
         if self._offline:
-            return _Download("connection")
+            return _Outcome("connection")
         begun = time.monotonic()
         try:
             with fetch(url, self._limits) as file:
-                decode(file, self._max_pixels, MIN_SIDE)
-                file.seek(0)
-                digest = _write(file, rank, id_, folder)
+                digest = self._write_download(file, rank, id_, folder)
         except ImageError as error:
             self._note(begun, error.reason, str(error))
-            return _Download(error.reason)
+            return _Outcome(error.reason)
         self._note(begun)
-        return _Download("", digest)
+        return _Outcome("", digest)
+
+    def _write_download(self, file: BinaryIO, rank: int, id_: str, folder: Path) -> str:
+        original = folder / f".{image_name(rank, id_, '')}"
+        try:
+            with original.open("xb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+            return self._write_review_copy(original, rank, id_, folder)
+        finally:
+            original.unlink(missing_ok=True)
 
     def _note(self, begun: float, reason: str = "", detail: str = "") -> None:
         """Count failures in a row; any answer from a server shows that there is a network."""
@@ -136,32 +180,32 @@ class DirImages:
             if n >= MAX_FAILURES or (n >= MIN_FAILURES and quiet_s >= MAX_QUIET_S):
                 self._offline = f"{n} downloads in a row failed within {quiet_s:.0f} s, the last: {detail}"
 
-    def _wait(
-        self, ids: list[str], copying: Future[tuple[dict[str, str], dict[str, Future[_Download]]]]
-    ) -> dict[str, str]:
-        copied, downloads = copying.result()
-        results = {id_: download.result() for id_, download in downloads.items()}
+    def _wait(self, ids: list[str], copying: Future[dict[str, _Outcome | Future[_Outcome]]]) -> dict[str, str]:
+        placed = copying.result().items()
+        results = {id_: outcome.result() if isinstance(outcome, Future) else outcome for id_, outcome in placed}
         if self._offline:
             raise UserError(
                 f"no network: {self._offline}. Set IMAGE_CACHE_DIR_PATH to the cache that embed.py filled, or "
                 "HTTPS_PROXY to your proxy; the same command goes on"
             )
-        if ids[0] in results and results[ids[0]].reason:
+        if results[ids[0]].reason:
             self.failures[results[ids[0]].reason] += 1  # of its neighbors only some were tried: not counted
             return {}
-        self.n_copied += len(copied)
-        downloaded = {id_: result.digest for id_, result in results.items() if not result.reason}
-        self.n_downloaded += len(downloaded)
+        self.n_copied += sum(result.was_cached for result in results.values())
+        self.n_downloaded += sum(not result.reason and not result.was_cached for result in results.values())
         self.failures.update(result.reason for result in results.values() if result.reason)
-        digests = copied | downloaded
-        return {id_: digests[id_] for id_ in ids if id_ in digests}
+        return {id_: results[id_].digest for id_ in ids if not results[id_].reason}
 
 
-def _write(file: BinaryIO, rank: int, id_: str, folder: Path) -> str:
-    """The digest of the file written. Raises OSError that names it."""
-    stem = folder / image_name(rank, id_, "")
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError names `path`, which an error of writing does not."""
     try:
-        with write_copy(file, stem).open("rb") as copy:
-            return file_digest(copy)
-    except OSError as error:  # writing names no file
-        raise OSError(error.errno, error.strerror, error.filename or str(stem)) from None
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

@@ -29,6 +29,11 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return ImageCms.applyTransform(image, transform) or image
 
 
+def is_srgb(profile: bytes) -> bool:
+    """Whether to_srgb() changes nothing."""
+    return _transform(profile)[1] is None
+
+
 @functools.lru_cache(maxsize=16)  # photos of one camera or site share a profile
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """Mode of the pixels that the profile describes; transform to sRGB, or None if there is nothing to convert."""

@@ -52,14 +52,49 @@ def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Imag
     `min_side`: pixels that the caller needs on the shortest side. A JPEG is then decoded at 1/2, 1/4 or 1/8, with at
     least DRAFT * min_side pixels left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
     """
-    name, _ = identify(file)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels is the limit
-    with _decoder_errors(file, name):
-        image, metadata = _open_with_metadata(file, name, max_pixels)
+    with _opened(file, max_pixels) as (image, metadata):
         if min_side:
             image.draft("RGB", (DRAFT * min_side, DRAFT * min_side))
         image.load()
-        return _to_rgb(_upright(image, metadata.orientation), metadata.profile)
+        color, alpha = _channels(image)
+        rgb = to_srgb(color, metadata.profile)
+        if alpha:
+            white = Image.new("RGB", rgb.size, (255, 255, 255))
+            white.paste(rgb, mask=alpha)
+            rgb = white
+        return _upright(rgb, metadata.orientation)
+
+
+def decode_within(file: BinaryIO, max_pixels: int, max_side: int) -> Image.Image:
+    """As decode(), but at most `max_side` wide and high, and RGBA where anything is transparent."""
+    with _opened(file, max_pixels) as (image, metadata):
+        ratio = min(1, max_side / max(image.size))
+        size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+        image.draft("RGB", size)
+        image.load()
+        color, alpha = _channels(image)
+        shown = to_srgb(color if color.size == size else color.resize(size, reducing_gap=2), metadata.profile)
+        if alpha and alpha.getextrema() != (255, 255):
+            shown.putalpha(alpha if alpha.size == size else alpha.resize(size, reducing_gap=2))
+        return _upright(shown, metadata.orientation)
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, Metadata]]:
+    """The image before its pixels are decoded. Every exception of a decoder in the block becomes an ImageError."""
+    name, _ = identify(file)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels is the limit
+    try:
+        yield _open_with_metadata(file, name, max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", str(error)) from None
+    except MemoryError:
+        raise ImageError("bad_image", f"{name}: not enough memory") from None
+    except Exception as error:
+        text = "unreadable header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise ImageError("truncated" if _is_truncated(file, error) else "bad_image", f"{name}: {text}") from None
 
 
 def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Metadata]:
@@ -105,22 +140,6 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-@contextlib.contextmanager
-def _decoder_errors(file: BinaryIO, name: str) -> Iterator[None]:
-    """Turns every exception of a decoder into an ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_many_pixels", str(error)) from None
-    except MemoryError:
-        raise ImageError("bad_image", f"{name}: not enough memory") from None
-    except Exception as error:
-        text = "unreadable header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise ImageError("truncated" if _is_truncated(file, error) else "bad_image", f"{name}: {text}") from None
-
-
 def _is_truncated(file: BinaryIO, error: Exception) -> bool:
     """Whether a decoder failed because the file ends too early."""
     if isinstance(error, EOFError) or any(words in str(error) for words in _CUT_OFF):
@@ -164,24 +183,19 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
+def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colors as L, RGB or CMYK; alpha as L, None if nothing is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    rgba = image.convert("RGBA") if image.has_transparency_data else None
-    if image.mode in ("1", "L", "LA"):
-        image = rgba.getchannel("R") if rgba else image.convert("L")
-    elif rgba:
-        image = rgba.convert("RGB")
-    elif image.mode not in ("RGB", "CMYK"):
-        image = image.convert("RGB")
-    rgb = to_srgb(image, profile)
-    if rgba is None:
-        return rgb
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(rgb, mask=rgba.getchannel("A"))
-    return white
+    is_gray = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return rgba.getchannel("R") if is_gray else rgba.convert("RGB"), rgba.getchannel("A")
+    if is_gray:
+        return image.convert("L"), None
+    return image if image.mode in ("RGB", "CMYK") else image.convert("RGB"), None
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
