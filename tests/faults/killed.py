@@ -19,20 +19,25 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.lin
 
 
 def main() -> None:
-    n, folder, script = int(sys.argv[1]), str(Path(sys.argv[2]).resolve()), sys.argv[3]
-    numbers = itertools.count(1)
+    n, folder, script = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    sys.argv = sys.argv[3:]
+    sys.path.insert(0, str(Path(script).parent))
+    die_at(n, folder)
+    runpy.run_path(script, run_name="__main__")
+
+
+def die_at(n: int, folder: Path) -> None:
+    """From now on, kill this process at its `n`-th change to the files in `folder`."""
+    numbers, inside = itertools.count(1), str(folder.resolve())
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         opens = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         if not (opens or event in CHANGES) or not isinstance(args[0], str | os.PathLike):
             return
-        if str(Path(args[0]).absolute()).startswith(folder) and next(numbers) == n:
+        if str(Path(args[0]).absolute()).startswith(inside) and next(numbers) == n:
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
-    sys.argv = sys.argv[3:]
-    sys.path.insert(0, str(Path(script).parent))
     sys.addaudithook(watch)
-    runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

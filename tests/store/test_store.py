@@ -12,6 +12,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.ids import from_ids, to_ids
+from utils.items.formatted import restore_item
 from utils.log import LOG
 from utils.store import collection as collections
 from utils.store import index
@@ -252,3 +253,18 @@ def test_files_of_chroma_that_outgrow_the_records_are_made_anew(path: Path, capl
     assert sum("made anew" in message for message in caplog.messages) == 1
     assert sum(file.stat().st_size for file in path.rglob("*") if "journal" not in str(file)) < 3_000_000
     check(Store(path, "images"), *range(N + 1))
+
+
+def test_a_collection_that_too_many_values_have_wedged_is_repaired(path: Path):
+    store = Store(path, "images")
+    wide = {"url": "u", "list": list(range(6_000))}
+    store.journal.append(ids_of(N), [wide], vectors_of(N))  # as a version without a bound stored it
+    store.close()
+    collection = reader_of(path)
+    with pytest.raises(Exception, match="Failed to apply logs"):
+        collection.add(ids=["w"], embeddings=vectors_of(N), metadatas=[wide])
+    store = Store(path, "images")
+    check(store, *range(N + 1))
+    store.close()
+    [metadata] = collections.read_metadata(reader_of(path), from_ids(ids_of(N)))
+    assert restore_item(metadata) == wide

@@ -296,10 +296,11 @@ def test_a_journal_of_the_version_before_is_taken_over_once(path: Path, caplog):
     migrate(path)
     check_migrated(path)
     assert (path.with_suffix("") / "vectors.bin.bak").read_bytes().startswith(OLD.read_bytes())
-    [line] = caplog.messages
+    damage, line = caplog.messages
+    assert "24 bytes are damaged, or of an unfinished write" in damage
     assert line.endswith("vectors.bin.bak is no longer used and can be deleted")
     migrate(path)
-    assert len(caplog.messages) == 1
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
@@ -326,15 +327,28 @@ def test_a_takeover_that_is_killed_begins_again(path: Path):
     assert 6 < n < 29
 
 
-def test_a_takeover_needs_room_and_an_intact_file(path: Path, monkeypatch):
+def test_a_takeover_needs_room(path: Path, monkeypatch):
     old = put_old(path, OLD.read_bytes())
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
     with pytest.raises(UserError, match=r"of disk, and 0\.0 GB are free"):
         migrate(path)
-    monkeypatch.undo()
-    damaged = bytearray(OLD.read_bytes())
-    damaged[500] ^= 1
-    old.write_bytes(damaged)
-    with pytest.raises(UserError, match="is damaged at byte"):
+    assert old.exists() and not path.exists()
+
+
+def test_damage_of_the_version_before_costs_the_frames_that_it_hit(path: Path, caplog):
+    """Frames hold eight records each here. A bit in every byte is wrong in turn."""
+    content = OLD.read_bytes()
+    whole = {old_id(i) for i in range(24)}
+    for position in range(0, len(content), 53):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        caplog.clear()
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        put_old(path, bytes(damaged))
         migrate(path)
-    assert old.read_bytes() == damaged and not path.exists()
+        journal = Journal(path)
+        assert {*journal.ids.tolist()} <= whole and len(journal.ids) >= 16
+        for id_, (_, vector) in stored(journal).items():
+            i = next(i for i in range(24) if old_id(i) == id_)
+            assert np.frombuffer(vector, "<f4").tolist() == [i + 1, -i, 0.5, i % 3, 1, 2, 3, i * i]
+        assert any("bytes are damaged" in text for text in caplog.messages)

@@ -10,11 +10,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import UserError
 from utils.files import fsync_dir
 from utils.log import LOG
 from utils.store.vectors import Journal, building
@@ -30,13 +29,14 @@ class _Frame(NamedTuple):
     ids: np.ndarray  # (n,) V16
     metadata: list[dict[str, Any]]
     vectors: np.ndarray  # (n, D) float32
-    end: int  # its last byte is the one before
+    start: int  # its first byte
+    end: int  # the byte after its last
 
 
 def migrate(path: Path) -> None:
     """Make the journal `path` from the file of the version before, if there is one, and rename that to .bak.
 
-    Killed on the way, it begins again. Raises UserError for a damaged file or a full disk.
+    Killed on the way, it begins again. Raises UserError for a full disk.
     """
     old = path.with_suffix("") / "vectors.bin"
     if not old.exists():
@@ -52,58 +52,48 @@ def migrate(path: Path) -> None:
 
 def _copy(old: Path, new: Journal) -> None:
     indexed = max((int(frame.metadata[0]["end"]) for frame in _read(old) if frame.kind == _INDEXED), default=0)
-    n_indexed = sum(len(frame.ids) for frame in _read(old) if frame.kind == _STORE and frame.end <= indexed)
+    n_indexed = n_bytes = 0
     for frame in _read(old):
+        n_bytes += frame.end - frame.start
         if frame.kind == _MODEL:
             new.note(model=frame.metadata[0])
         elif frame.kind == _STORE and len(frame.ids):
             new.append(frame.ids, frame.metadata, frame.vectors)
+            n_indexed += len(frame.ids) * (frame.end <= indexed)
         elif frame.kind == _CHANGE:
-            new.change_metadata(frame.ids, frame.metadata)
+            known = np.isin(frame.ids, new.rows["id"])  # all but those of damaged frames
+            new.change_metadata(frame.ids[known], [one for one, is_known in zip(frame.metadata, known) if is_known])
             if frame.end <= indexed:
                 new.note(changed=np.setdiff1d(new.changed, frame.ids))
-        elif frame.kind == _GONE:
-            new.note(gone=np.union1d(new.gone, frame.ids))
-        elif frame.kind == _REMOVE:
-            new.note(removing=np.union1d(new.removing, frame.ids))
+        elif frame.kind in (_GONE, _REMOVE):
+            name = "gone" if frame.kind == _GONE else "removing"
+            new.note(**{name: np.union1d(getattr(new, name), frame.ids)})
     new.note(indexed=n_indexed)  # records count from 1
+    if n_bytes < old.stat().st_size:
+        n_lost = old.stat().st_size - n_bytes
+        LOG.warning("journal %s: %d bytes are damaged, or of an unfinished write; their records are lost", old, n_lost)
 
 
 def _read(path: Path) -> Iterator[_Frame]:
-    """The intact frames; a last one that was cut short was never acknowledged. Raises UserError for other damage."""
-    with path.open("rb") as file:
-        start, size = 0, path.stat().st_size
-        while frame := _read_frame(file, start, size):
-            yield frame
-            start = frame.end
-        if start < size and _find_frame(file, start + 1, size):
-            raise UserError(
-                f"journal {path} is damaged at byte {start}: a checksum does not match. Put back a copy, or delete "
-                f"{path.parent}: the records of the collection are then taken over, and the rest embedded again"
-            )
+    """The intact frames. Bytes between them are damage; at the end, a write that was never acknowledged."""
+    with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+        start = 0
+        while start >= 0:
+            frame = _read_frame(content, start)
+            if frame:
+                yield frame
+            start = content.find(_MAGIC, frame.end if frame else start + 1)
 
 
-def _read_frame(file: BinaryIO, start: int, size: int) -> _Frame | None:
-    file.seek(start)
-    head = file.read(_HEAD_BYTES)
+def _read_frame(content: mmap.mmap, start: int) -> _Frame | None:
+    head = content[start : start + _HEAD_BYTES]
     if len(head) < _HEAD_BYTES or zlib.crc32(head[:-4]) != int.from_bytes(head[-4:], "little"):
         return None
-    magic, kind, n, dimension, text_bytes, checksum = _HEAD.unpack(head[:-4])
+    _, kind, n, dimension, text_bytes, checksum = _HEAD.unpack(head[:-4])
     end = start + _HEAD_BYTES + 16 * n + text_bytes + 4 * n * dimension
-    body = file.read(end - start - _HEAD_BYTES) if magic == _MAGIC and end <= size else b""
-    if magic != _MAGIC or end > size or zlib.crc32(body) != checksum:
+    body = content[start + _HEAD_BYTES : end]
+    if end > len(content) or zlib.crc32(body) != checksum:
         return None
     metadata = json.loads(body[16 * n : 16 * n + text_bytes])
     vectors = np.frombuffer(body, "<f4", n * dimension, 16 * n + text_bytes).reshape(n, dimension)
-    return _Frame(kind, np.frombuffer(body, "V16", n), metadata, vectors, end)
-
-
-def _find_frame(file: BinaryIO, start: int, size: int) -> bool:
-    """Whether an intact frame begins anywhere from byte `start` on."""
-    with contextlib.closing(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) as content:
-        position = content.find(_MAGIC, start)
-        while position >= 0:
-            if _read_frame(file, position, size):
-                return True
-            position = content.find(_MAGIC, position + 1)
-    return False
+    return _Frame(kind, np.frombuffer(body, "V16", n), metadata, vectors, start, end)
