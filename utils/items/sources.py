@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
-import io
 import json
 import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from utils.errors import UserError
 from utils.items import folder, tables
@@ -57,89 +56,75 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
         images = folder.find_images(path)
         return Source(path, "a folder of images", images.items, folder.image_id, True, images.notes())
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head == _PARQUET:
-            form, read = "Parquet", functools.partial(tables.read_parquet, path)
-        else:
-            form, reader = _find_form(path, url_field)
-            read = functools.partial(_read_text, path, reader)
+        form, read = _find_form(path, url_field)
     except FileNotFoundError:
         raise UserError(f"formatted data {path} does not exist; {_EXPECTED}. A demo: python tests/demo.py") from None
     except (OSError, *_BROKEN) as error:
         raise UserError(f"formatted data {path} {_describe(error)}; {_EXPECTED}") from None
-    form += ", gzip" if head.startswith(_GZIP) else ""
     identify = functools.partial(item_id, id_field="url" if id_field == url_field else id_field)
     return Source(path, form, functools.partial(_read, path, form, read, url_field), identify)
 
 
 def _read(path: Path, form: str, read: Callable[[], Iterator[Any]], url_field: str) -> Iterator[Any]:
-    n = 0
+    n, has_urls = 0, "URLs" in form
     try:
         for element in read():
-            yield name_url(element, url_field)
+            is_url = has_urls and isinstance(element, str)
+            yield {"url": element} if is_url else name_url(element, url_field)
             n += 1
     except (OSError, *_BROKEN) as error:
-        where = f"after element {n}" if n else "at its beginning"
-        raise UserError(
-            f"formatted data {path} is broken as {form}, {where}: {_describe(error)}; {_EXPECTED}"
-        ) from None
+        problem = f"is broken as {form}, {f'after element {n}' if n else 'at its beginning'}: {_describe(error)}"
+        raise UserError(f"formatted data {path} {problem}; {_EXPECTED}") from None
 
 
 def _describe(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _open_text(path: Path) -> TextIO:
-    """The text in a file: UTF-8, -16 or -32, with or without a byte order mark, gzip or not. Line ends stay.
+def _find_form(path: Path, url_field: str) -> tuple[str, Callable[[], Iterator[Any]]]:
+    """The form of a file and its reader. Raises ValueError for an unknown form."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == _PARQUET:
+        return "Parquet", functools.partial(tables.read_parquet, path)
+    open_text = functools.partial(_open_text, path, gzip.open if head.startswith(_GZIP) else open)
+    with open_text() as text:
+        form, reader = _reader_of(text.read(CHUNK).lstrip(_BLANKS), url_field)
+        encoding = text.encoding.upper()
+
+    def read() -> Iterator[Any]:
+        with open_text() as text:
+            yield from reader(text)
+
+    details = [form, *([encoding] if encoding != "UTF-8" else []), *(["gzip"] if head.startswith(_GZIP) else [])]
+    return ", ".join(details), read
+
+
+def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:
+    """The text in a file: UTF-8, -16 or -32, with or without a byte order mark. Line ends stay as they are.
 
     Bytes that are not UTF-8 become lone surrogates, so that a reader can name their line.
     """
-    file = cast(BinaryIO, path.open("rb"))
-    is_gzip = file.read(2) == _GZIP
-    file.seek(0)
-    if is_gzip:
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    encoding = json.detect_encoding(file.read(4))
-    file.seek(0)
-    return io.TextIOWrapper(file, encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict", "")
-
-
-def _read_text(path: Path, reader: Reader) -> Iterator[Any]:
-    with _open_text(path) as file:
-        yield from reader(file)
-
-
-def _find_form(path: Path, url_field: str) -> tuple[str, Reader]:
-    """The form of a text and its reader. Raises ValueError for an unknown form."""
-    with _open_text(path) as file:
-        text, encoding = file.read(CHUNK).lstrip(_BLANKS), file.encoding.upper()
-    name, reader = _reader_of(text, url_field)
-    return name if encoding == "UTF-8" else f"{name}, {encoding}", reader
+    with opener(path, "rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    return cast(TextIO, opener(path, "rt", encoding=encoding, errors=errors, newline=""))
 
 
 def _reader_of(text: str, url_field: str) -> tuple[str, Reader]:
+    """The form of a text that begins with `text`, and its reader. In forms of URLs an element may be a URL."""
     line = text.splitlines()[0].strip() if text else ""
     if text.startswith("["):
-        of_urls = text[1:].lstrip(_BLANKS).startswith('"')
-        return ("a JSON list of URLs", _of_urls(_elements, url_field)) if of_urls else ("a JSON list", _elements)
+        return "a JSON list of URLs" if text[1:].lstrip(_BLANKS).startswith('"') else "a JSON list", _elements
     if text.startswith("{"):
         return "JSON lines", _json_lines
     if delimiter := tables.find_delimiter(line, url_field):
         return tables.NAMES[delimiter], functools.partial(tables.read_table, delimiter=delimiter, url_field=url_field)
     if _JSON_STRING.fullmatch(line):
-        return "JSON lines of URLs", _of_urls(_json_lines, url_field)
+        return "JSON lines of URLs", _json_lines
     if _URL.match(line) and line.isprintable():
-        return "URLs, one per line", _of_urls(_lines, url_field)
+        return "URLs, one per line", lambda file: filter(None, map(str.strip, file))
     raise ValueError("is of no known form" if text else "is empty")
-
-
-def _of_urls(reader: Reader, url_field: str) -> Reader:
-    return lambda file: ({url_field: url} if isinstance(url, str) else url for url in reader(file))
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    return filter(None, map(str.strip, file))
 
 
 def _json_lines(file: TextIO) -> Iterator[Any]:
@@ -152,25 +137,12 @@ def _json_lines(file: TextIO) -> Iterator[Any]:
             raise ValueError(f"line {number} is not JSON: {error}") from None
 
 
-def read_list(path: Path, what: str, form: str) -> Iterator[Any]:
-    """The elements of the JSON list in `path`. Messages call the file `what` and show the `form` that it must have.
-
-    Raises UserError where the file is broken.
-    """
-    try:
-        yield from _read_text(path, _elements)
-    except (OSError, *_BROKEN) as error:
-        raise UserError(f"{what} {path} is not a JSON list: {_describe(error)}; it must be {form}") from None
-
-
 def _elements(file: TextIO) -> Iterator[Any]:
     """The elements of a JSON list, each decoded when it is read whole. Raises ValueError for other text.
 
     json.load is no faster, and needs 0.66 GB for a million items of 156 bytes, so 6.6 GB for ten million.
     """
     text = file.read(CHUNK).lstrip(_BLANKS)
-    if not text.startswith("["):
-        raise ValueError("it does not begin with [")
     at, mark, decode = 1, "[", json.JSONDecoder().raw_decode
     while mark != "]":
         try:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from utils.errors import REASONS, ImageError, UserError, can_heal
-from utils.files import replacing
-from utils.items.sources import Source, read_list
+from utils.files import read_json, replacing
+from utils.items.sources import Source
 from utils.log import LOG
 
 # Outcomes. TODO: not reached yet. KNOWN: stored before this run. LASTING: failed before, and not tried again.
@@ -173,9 +173,10 @@ class Worklist:
         fields = {"index": int, "url": str | None, "reason": str, "detail": str}
         form = '[{"index": 0, "url": "https://...", "reason": "timeout", "detail": ""}, ...], as embed.py writes it'
         before = {}
-        for entry in read_list(self.failed_path, "failures file", form):
+        entries = read_json(self.failed_path, "failures file")
+        for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in fields.items()):
-                raise UserError(f"failures file {self.failed_path} has an entry of another form; it must be {form}")
+                raise UserError(f"failures file {self.failed_path} has another form; it must be {form}")
             if entry["url"] is not None and entry["reason"] in REASONS - {"bad_record"}:
                 before[entry["url"]] = entry
         return before
