@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -300,8 +301,10 @@ _PLACEHOLDERS = """.{}.icloud {}.cloud {}.nextcloud {}.owncloud {}.part {}.crdow
 PLACEHOLDERS = _PLACEHOLDERS.split()
 
 
-@pytest.mark.parametrize("name", PLACEHOLDERS)
-@pytest.mark.parametrize("content", [b"", b"placeholder", image_bytes(2)[:150], bytes(500)])
+CONTENTS = [b"", b"placeholder", image_bytes(2)[:150], bytes(500)]
+
+
+@pytest.mark.parametrize(("name", "content"), list(zip(PLACEHOLDERS, itertools.cycle(CONTENTS))))
 def test_an_image_that_is_not_there_as_a_whole_is_unknown(name, content, capsys):
     path = image(0, 2)
     path.unlink()
