@@ -265,7 +265,7 @@ def make_dirs(
                 writer.drop(main)
                 return False
             if wait:
-                writer.commit(main, digests)
+                writer.commit(main, {candidates.ids[row]: digests.get(candidates.ids[row]) for row in group.rows})
             made.n_dropped += group.neighbors.n_dropped
             progress.update()
             return True

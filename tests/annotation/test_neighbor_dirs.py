@@ -109,18 +109,21 @@ def test_a_name_that_was_filled_in_stays_when_a_run_goes_on(tmp_path: Path):
     assert (tmp_path / "root" / "READ ME.txt").read_text() == "return to Ada"
 
 
-def test_the_digests_of_the_bytes_written_are_kept_in_the_order_of_the_samples(tmp_path: Path):
+def digest_of(image: bytes) -> str:
+    return neighbor_dirs.file_digest(io.BytesIO(image))
+
+
+def test_the_digests_of_the_bytes_written_are_kept_by_rank(tmp_path: Path):
     root = tmp_path / "root"
-    images = {main: {main: b"main", id_of(main): main.encode()} for main in MAINS}
+    images = {main: {main: b"main", id_of(f"gone {main}"): None, id_of(main): main.encode()} for main in MAINS}
     with DirWriter(root, SETTINGS, "data") as writer:
         for of in images.values():
             make_dir(writer, of)
         writer.finish()
     whole = (root / ".digests.json").read_bytes()
-    digests = neighbor_dirs.read_digests(root)
-    assert digests == {
-        main: [neighbor_dirs.file_digest(io.BytesIO(b)) for b in of.values()] for main, of in images.items()
-    }
+    assert read_samples(root) == {main: [main, id_of(main)] for main in MAINS}
+    expected = {main: [(0, digest_of(b"main")), (2, digest_of(main.encode()))] for main in MAINS}
+    assert neighbor_dirs.read_digests(root) == expected
     for name in (".digests.json", "samples.json"):  # as a kill before the list is written leaves it
         (root / name).unlink()
     (root / neighbor_dirs.MARKER).write_text(json.dumps({"settings": SETTINGS, "data": "data", "begun": ""}))

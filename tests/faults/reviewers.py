@@ -131,6 +131,7 @@ class Reviewer:
         self.files: list[File] = []
         self.stashed: set[str] = set()  # mains whose directory is something else now: a zip, a link, hidden
         self.bytes: dict[str, bytes] = {}
+        self.rank_of: dict[str, dict[str, int]] = {}
         for number in range(self.rng.choice([1, 1, 2])):
             self._make_root(Folder(f"{prefix}{number}", None))
 
@@ -147,8 +148,11 @@ class Reviewer:
         used: dict[str, set[int]] = {}
         with DirWriter(Path(root.name), {}, "") as writer:
             for index in range(self.rng.randint(2, 6)):
-                listed = [self.new_id()]
+                listed: list[str | None] = [self.new_id()]
                 for rank in range(1, self.rng.randint(2, 9)):
+                    if self.rng.random() < 0.1:
+                        listed.append(None)  # could not be loaded: a rank without an image
+                        continue
                     free = [id_ for id_ in shared if id_ not in listed and rank not in used.get(id_, ())]
                     id_ = self.rng.choice(free) if free and self.rng.random() < 0.4 else self.new_id()
                     used.setdefault(id_, set()).add(rank)
@@ -156,14 +160,16 @@ class Reviewer:
                 self._make_dir(writer, root, index, listed)
             writer.finish()
 
-    def _make_dir(self, writer: DirWriter, root: Folder, index: int, listed: list[str]) -> None:
-        main = listed[0]
+    def _make_dir(self, writer: DirWriter, root: Folder, index: int, listed: list[str | None]) -> None:
+        main = listed[0] or ""
         folder = Folder(neighbor_dirs.dir_name(index, main), root, main)
         for rank, id_ in enumerate(listed):
-            self.bytes.setdefault(id_, image_bytes(len(self.bytes)))
-            self.files.append(File(id_, main, neighbor_dirs.image_name(rank, id_, ".jpg"), folder))
-        make_dir(writer, {id_: self.bytes[id_] for id_ in listed})
-        self.samples[main], self.home[main] = listed, root
+            if id_:
+                self.bytes.setdefault(id_, image_bytes(len(self.bytes)))
+                self.files.append(File(id_, main, neighbor_dirs.image_name(rank, id_, ".jpg"), folder))
+        make_dir(writer, {id_ or self.new_id(): self.bytes[id_] if id_ else None for id_ in listed})
+        self.samples[main], self.home[main] = [id_ for id_ in listed if id_], root
+        self.rank_of[main] = {id_: rank for rank, id_ in enumerate(listed) if id_}
         self.folders.append(folder)
 
     def second(self) -> Reviewer:
@@ -213,7 +219,7 @@ class Reviewer:
             ]
             if gone:
                 id_ = self.rng.choice(gone)
-                rank = self.samples[folder.main].index(id_)
+                rank = self.rank_of[folder.main][id_]
                 self.add(File(id_, folder.main, neighbor_dirs.image_name(rank, id_, ".jpg"), folder))
                 return
 

@@ -263,6 +263,17 @@ def test_a_shared_image_dragged_from_one_directory_to_the_other_is_known_by_its_
     assert dirload() == [{"pos": ids(0, 0, 1, 2), "neg": []}, {"pos": samples[MAINS[1]], "neg": []}]
 
 
+def test_a_deleted_image_is_not_taken_for_one_that_has_its_rank_in_a_directory_with_a_gap():
+    shared, main, other = id_of("shared"), MAINS[0], MAINS[1]
+    shutil.rmtree(ROOT)
+    with DirWriter(ROOT, {}, "") as writer:
+        make_dir(writer, {main: image_bytes(0), id_of("not loaded"): None, shared: image_bytes(1)})
+        make_dir(writer, {other: image_bytes(2), id_of("y"): image_bytes(3), shared: image_bytes(1)})
+        writer.finish()
+    image(1, 2).unlink()
+    assert dirload() == [{"pos": [main, shared], "neg": []}, {"pos": [other, id_of("y")], "neg": [shared]}]
+
+
 def test_a_directory_inside_another_is_reported_and_not_recorded(capsys):
     folder(1).rename(folder(0) / folder(1).name)
     assert dirload() == [ALL[0], ALL[2], ALL[3]]

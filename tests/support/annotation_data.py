@@ -69,14 +69,16 @@ def random_vectors(n: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_dir(writer: DirWriter, images: Mapping[str, bytes]) -> None:
-    """One directory of a root; images: id -> bytes, the main image first; without bytes no file."""
+def make_dir(writer: DirWriter, images: Mapping[str, bytes | None]) -> None:
+    """One directory of a root; images: id -> bytes by rank, the main image first; None if it could not be loaded, b""
+    if it is deleted already."""
     main = next(iter(images))
     writer.stage(main).mkdir()
     for rank, (id_, image) in enumerate(images.items()):
         if image:
             (writer.stage(main) / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(image)
-    writer.commit(main, {id_: neighbor_dirs.file_digest(io.BytesIO(image)) for id_, image in images.items()})
+    files = {id_: None if image is None else io.BytesIO(image) for id_, image in images.items()}
+    writer.commit(main, {id_: file and neighbor_dirs.file_digest(file) for id_, file in files.items()})
 
 
 def read_samples(root: Path = ROOT) -> dict[str, list[str]]:

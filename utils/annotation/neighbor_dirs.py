@@ -3,8 +3,8 @@
 ROOT/samples.json lists what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
 A directory is filled under a hidden name, renamed when complete, and listed after that. A hidden marker stays in ROOT
 until the last directory is listed. So every listed directory is complete, wherever the run was killed.
-ROOT/.digests.json holds the digests of the bytes written, {main id: [digest of each listed image]}; with them an image
-is known without its name. ROOT/READ ME.txt holds the rules for a reviewer who gets nothing else.
+ROOT/.digests.json holds the digests of the bytes written, {main id: [digest by rank, null where no image could be
+loaded]}; with them an image is known without its name. ROOT/READ ME.txt holds the rules for a reviewer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,17 +104,20 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
     return listed[:1] == [main] and len(set(listed)) == len(listed)
 
 
-def read_digests(root: Path) -> Samples:
-    """{main id: [digest of each listed image, "" if unknown]}; {} without a readable file."""
+def read_digests(root: Path) -> dict[str, list[tuple[int, str]]]:
+    """{main id: [(rank, digest) of each listed image]}; {} without a readable file."""
     try:
         digests = read_json(root / DIGESTS, "the digests")
     except UserError:
         return {}
-    is_valid = isinstance(digests, dict) and all(isinstance(listed, list) for listed in digests.values())
-    return digests if is_valid else {}
+    return {
+        main: [(rank, digest) for rank, digest in enumerate(by_rank) if isinstance(digest, str)]
+        for main, by_rank in (digests.items() if isinstance(digests, dict) else ())
+        if isinstance(by_rank, list)
+    }
 
 
-def _write_lists(path: Path, lists: Samples) -> None:
+def _write_lists(path: Path, lists: Mapping[str, Sequence[str | None]]) -> None:
     with replacing(path) as file:  # one directory per line
         rows = (f"\n  {json.dumps(main)}: {json.dumps(listed)}" for main, listed in lists.items())
         file.write("{" + ",".join(rows) + "\n}\n")
@@ -154,7 +157,7 @@ class DirWriter:
         """`root` has passed check(). data: fingerprint of the candidates."""
         self.root = root
         self.samples: Samples = {}
-        self._digests: Samples = {}
+        self._digests: dict[str, list[str | None]] = {}  # by rank
         self.same_data, self.begun = True, now()
         self._n_listed, self._listed_at = 0, time.monotonic()
         root.mkdir(parents=True, exist_ok=True)
@@ -187,14 +190,17 @@ class DirWriter:
         """The hidden folder in which to make one directory; its parent exists, it does not."""
         return self.root / f".{main}{PART_SUFFIX}"
 
-    def commit(self, main: str, digests: Mapping[str, str]) -> None:
+    def commit(self, main: str, digests: Mapping[str, str | None]) -> None:
         """Rename the staged folder. It is listed within LIST_EVERY_S, or when the context is left.
 
-        digests: id -> file_digest of its image, in rank order. The images are not synced: a power cut may leave
-        empty files, which ann_dirload.py counts as unknown.
+        digests: id -> file_digest of its image, None if it has none; by rank. The images are not synced: a power cut
+        may leave empty files, which ann_dirload.py counts as unknown.
         """
         os.replace(self.stage(main), self.root / dir_name(len(self.samples), main))
-        self.samples[main], self._digests[main] = list(digests), list(digests.values())
+        self.samples[main] = [id_ for id_, digest in digests.items() if digest is not None]
+        self._digests[main] = list(digests.values())
+        while self._digests[main][-1] is None:  # as _digest_dir would find it
+            self._digests[main].pop()
         if time.monotonic() - self._listed_at > LIST_EVERY_S:
             self._list()
 
@@ -220,24 +226,28 @@ class DirWriter:
         if (self.root / SAMPLES).exists():
             self.samples = read_samples(self.root)
             self._n_listed = len(self.samples)
-        self._digests = read_digests(self.root)
+        with contextlib.suppress(UserError, AttributeError):
+            self._digests = dict(read_json(self.root / DIGESTS, "the digests").items())
         for index, main, listed in sorted(_read_complete(self.root)):
             if main not in self.samples and index == len(self.samples):
                 self.samples[main] = listed
         for index, (main, listed) in enumerate(self.samples.items()):
             if main not in self._digests:
                 self._digests[main] = _digest_dir(self.root / dir_name(index, main), listed)
-        self._digests = {main: self._digests[main] for main in self.samples}
+        self._digests = {main: self._digests[main] for main in self.samples if self._digests[main]}
         self._list()
 
 
-def _digest_dir(folder: Path, listed: list[str]) -> list[str]:
-    digests = dict.fromkeys(listed, "")
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if (id_ := path.stem.partition("_")[2]) in digests and path.is_file():
-            with path.open("rb") as file:
-                digests[id_] = file_digest(file)
-    return list(digests.values())
+def _digest_dir(folder: Path, listed: list[str]) -> list[str | None]:
+    """By rank; [] if images are missing already."""
+    paths = {path.stem.partition("_")[2]: path for path in folder.iterdir()} if folder.is_dir() else {}
+    if not paths.keys() >= set(listed):
+        return []
+    digests: list[str | None] = [None] * (rank_in(paths[listed[-1]].name) + 1)
+    for id_ in listed:
+        with paths[id_].open("rb") as file:
+            digests[rank_in(paths[id_].name)] = file_digest(file)
+    return digests
 
 
 def _read_marker(root: Path) -> dict[str, Any]:

@@ -102,6 +102,20 @@ class Review:
         """Key of main id -> ids of its directory."""
         return {_key(main): listed for main, listed in self.samples.items()}
 
+    @functools.cached_property
+    def digests(self) -> dict[str, list[tuple[int, str]]]:
+        """Main id -> (rank, digest) of each of its images, for directories that were made with these lists."""
+        return read_digests(self.root)
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Key of main id -> key of id -> rank. Images that could not be loaded leave gaps, which digests tell."""
+        written = {_key(main): [rank for rank, _ in by_rank] for main, by_rank in self.digests.items()}
+        for main, listed in self.mains.items():
+            if len(written.get(main, [])) != len(listed):
+                written[main] = list(range(len(listed)))
+        return {main: dict(zip(map(_key, listed), written[main])) for main, listed in self.mains.items()}
+
 
 @dataclass(eq=False)
 class _File:
@@ -134,7 +148,8 @@ class _Place:
     main: str  # key of the main id of the directory; "" if the folder is none
     enclosing: str  # key of the main id of the directory around the folder, itself included
     files: list[tuple[str, _File]]  # with the id that counts: of several in a name, one that belongs here
-    ranks: dict[str, int]  # of the ids that belong here, by key
+    owner: Review  # whose directory it is
+    listed: dict[str, int]  # key of each id that belongs here -> its position in the list
     nameless: list[str]  # files without an id; after _match_digests, images that are unmatched
 
 
@@ -166,7 +181,7 @@ def read_roots(roots: Sequence[Path]) -> list[Review]:
     Raises UserError if a root or its samples.json is missing or malformed.
     """
     reviews = [Review(root, str(root.resolve()), read_samples(root), is_unfinished(root)) for root in roots]
-    known = {main: listed for review in reversed(reviews) for main, listed in review.mains.items()}
+    known = {main: review for review in reversed(reviews) for main in review.mains}
     places = [place for review in reviews for place in _find_places(review, known)]
     _match_digests(reviews, places)
     strays = [stray for place in places for stray in _find_strays(place)]
@@ -237,19 +252,20 @@ def _read_other(entry: os.DirEntry[str], folder: _Folder) -> None:
         folder.nameless.append(entry.name)
 
 
-def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place]:
-    """known: key of main id -> samples of all roots, for directories dragged between roots."""
+def _find_places(review: Review, known: dict[str, Review]) -> Iterator[_Place]:
+    """known: key of main id -> a root made with it, for directories dragged between roots."""
     own = review.mains
     enclosing = {review.root: ""}
     for folder in _walk(review.root):
         named = _ids_in(folder.path.name) if folder.parent else []
         main = next((id_ for samples in (own, known) for id_ in named if id_ in samples), "")
-        ranks = {_key(id_): rank for rank, id_ in enumerate(own.get(main) or known.get(main, []))}
+        owner = review if main in own else known.get(main, review)
+        listed = {_key(id_): position for position, id_ in enumerate(owner.mains.get(main, ()))}
         if folder.parent:
             enclosing[folder.path] = main or enclosing[folder.parent.path]
-        _find_ids(folder, ranks)
-        files = [(next((id_ for id_ in file.ids if id_ in ranks), file.ids[0]), file) for file in folder.files]
-        files = [(id_, file) for id_, file in files if file.state != "folder" or id_ in ranks or not folder.parent]
+        _find_ids(folder, listed)
+        files = [(next((id_ for id_ in file.ids if id_ in listed), file.ids[0]), file) for file in folder.files]
+        files = [(id_, file) for id_, file in files if file.state != "folder" or id_ in listed or not folder.parent]
         is_direct = folder.parent is not None and folder.parent.parent is None
         yield _Place(
             folder.path,
@@ -260,18 +276,19 @@ def _find_places(review: Review, known: dict[str, list[str]]) -> Iterator[_Place
             main,
             enclosing[folder.path],
             files,
-            ranks,
+            owner,
+            listed,
             folder.nameless,
         )
 
 
-def _find_ids(folder: _Folder, ranks: Iterable[str]) -> None:
+def _find_ids(folder: _Folder, listed: Iterable[str]) -> None:
     """Find the ids of this directory in names like 67BC12~1.JPG, and where other hexadecimal digits are beside them."""
     for name in list(folder.nameless):
         digits = name.replace("-", "").lower()
         short = _SHORT_NAME.search(name)
         start = short[1].lower() if short else "-"
-        plain = ((id_, id_.replace("-", "")) for id_ in ranks)
+        plain = ((id_, id_.replace("-", "")) for id_ in listed)
         if found := [id_ for id_, whole in plain if whole in digits or whole.startswith(start)]:
             folder.nameless.remove(name)
             folder.files.append(_File(name, found, "doubtful"))
@@ -283,9 +300,8 @@ def _match_digests(reviews: Sequence[Review], places: Sequence[_Place]) -> None:
         return
     ids_of: dict[str, dict[str, None]] = {}  # digest -> keys of ids, in order
     for review in reviews:
-        digests = read_digests(review.root)
         for main, listed in review.samples.items():
-            for id_, digest in zip(listed, digests.get(main, [])):  # "" is no file's
+            for id_, (_, digest) in zip(listed, review.digests.get(main, [])):
                 ids_of.setdefault(digest, {})[_key(id_)] = None
     for place in places:
         images = [name for name in place.nameless if _could_be_image(place.path / name)]
@@ -293,7 +309,7 @@ def _match_digests(reviews: Sequence[Review], places: Sequence[_Place]) -> None:
         there = {id_ for id_, _ in place.files}
         for name in images:
             matches = list(ids_of.get(_digest(place.path / name), ()))
-            here = [id_ for id_ in matches if id_ in place.ranks]
+            here = [id_ for id_ in matches if id_ in place.listed]
             missing = [id_ for id_ in here if id_ not in there]
             if not matches:
                 place.nameless.append(name)
@@ -329,9 +345,11 @@ def _decode(path: Path) -> str:
 
 # --- what it means ----------------------------------------------------------------------------------------------------
 def _find_strays(place: _Place) -> Iterator[_Stray]:
+    if place.listed == {id_: rank_in(file.name) for id_, file in place.files}:
+        return  # as it was made; ranks need not be looked up
     for id_, file in place.files:
-        is_foreign, rank = id_ not in place.ranks, rank_in(file.name)
-        if is_foreign or rank not in (-1, place.ranks[id_]):
+        is_foreign, rank = id_ not in place.listed, rank_in(file.name)
+        if is_foreign or rank not in (-1, place.owner.ranks[place.main][id_]):
             kind = MISPLACED if place.main else ASIDE
             yield _Stray(place.review, id_, place.path / file.name, rank, place.enclosing, is_foreign, kind)
 
@@ -381,16 +399,17 @@ def _find_misfit(review: Review, places: Sequence[_Place], mains: set[str], revi
         return f"{n_strange} directories here are not in it, {len(review.samples) - len(mains)} in it are not here"
     homes = [place for place in direct if place.is_home]
     foreign = [
-        {id_ for id_, file in place.files if id_ not in place.ranks and file.state == "image"} for place in homes
+        {id_ for id_, file in place.files if id_ not in place.listed and file.state == "image"} for place in homes
     ]
     if 2 * sum(map(bool, foreign)) > len(homes) > 1:
         known = {_key(id_) for one in reviews for listed in one.samples.values() for id_ in listed}
         if 2 * (n_other := sum(bool(ids_here - known) for ids_here in foreign)) > len(homes):
             return f"{n_other} directories hold images that are in no list of it"
-    if any(not place.ranks.keys() <= {id_ for id_, _ in place.files} for place in homes):
-        digests = read_digests(review.root)
-        n_other = sum(len(digests.get(main, [])) != len(place_ids) for main, place_ids in review.samples.items())
-        if digests and n_other:
+    if any(not place.listed.keys() <= {id_ for id_, _ in place.files} for place in homes):
+        n_other = sum(
+            len(by_rank) != len(review.samples.get(main, by_rank)) for main, by_rank in review.digests.items()
+        )
+        if n_other:
             return f"{n_other} directories were made with other lists"
     return ""
 
@@ -422,7 +441,12 @@ def _decide(place: _Place, main: str, listed: Sequence[str]) -> ReviewedDir:
     """kept, deleted and unknown images of a directory, by its entries alone."""
     whole = {id_ for id_, file in place.files if file.state == "image"}
     for id_, file in place.files:
-        if file.state == "doubtful" and id_ in place.ranks and id_ not in whole and not _decode(place.path / file.name):
+        if (
+            file.state == "doubtful"
+            and id_ in place.listed
+            and id_ not in whole
+            and not _decode(place.path / file.name)
+        ):
             whole.add(id_)
     found = dict(place.files)
     folder = ReviewedDir(place.path, place.review, main)
@@ -443,10 +467,10 @@ def _give_back(reviews: list[Review], strays: list[_Stray]) -> None:
     owners: dict[str, list[_Owner]] = {stray.id: [] for stray in strays}
     for review in reviews if strays else []:
         dirs = {folder.main: folder for folder in review.dirs}
-        for main, listed in review.samples.items():
-            for rank, id_ in enumerate(listed):
-                if _key(id_) in owners:
-                    owners[_key(id_)].append(_Owner(review, rank, _key(main), dirs.get(main)))
+        for main in review.samples:
+            for id_, rank in review.ranks[_key(main)].items():
+                if id_ in owners:
+                    owners[id_].append(_Owner(review, rank, _key(main), dirs.get(main)))
     for stray in strays:
         for folder in _find_owners(stray, owners[stray.id]):
             for id_ in [id_ for id_ in folder.deleted if _key(id_) == stray.id]:
