@@ -29,7 +29,7 @@ from utils.items.formatted import restore_item, to_metadata
 from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
 from utils.lock import hold
-from utils.log import LOG, start_log
+from utils.log import LOG, printable, start_log
 from utils.store.collection import lock_path
 from utils.store.model import describe, same_model
 from utils.store.server import Server, choose
@@ -50,9 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("input", nargs="?", metavar="LIST_OR_FOLDER", help="in place of FORMATTED_DATA_PATH")
     parser.add_argument("--retry-failed", action="store_true", help="try lasting failures again, too")
     parser.add_argument("--refresh-metadata", action="store_true", help="replace stored metadata that the list changed")
-    parser.add_argument(
-        "--refresh-changed", action="store_true", help="embed files again that changed since they were embedded"
-    )
+    parser.add_argument("--refresh-changed", action="store_true", help="embed changed files of a folder again")
     parser.add_argument("--prune", action="store_true", help="remove stored records that are no longer in the list")
     parser.add_argument("--verify", action="store_true", help="compare list, journal and collection; embed nothing")
     args = parser.parse_args(argv)
@@ -161,7 +159,7 @@ def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None
         print(f"{len(changed)} files changed since they were embedded, and are embedded again")
     elif changed:
         finding = f"{len(changed)} files are other ones than those embedded under the same name"
-        print(f"{finding}, the first is {changed[0][1]}; --refresh-changed embeds them again")
+        print(f"{finding}, the first is {printable(changed[0][1])}; --refresh-changed embeds them again")
         LOG.debug("changed files: %s", [url for _, url in changed])
 
 
@@ -275,7 +273,7 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
         print("failures from before are tried again with --retry-failed")
     n_identical, n_most, url = work.identical()
     if n_identical:
-        most = f"the most frequent, {n_most} times: {url[:200]}"
+        most = f"the most frequent, {n_most} times: {printable(url[:200])}"
         print(f"{n_identical} images stored now have bytes identical to another's; {most}")
     if n_extra:
         print(f"{n_extra} stored records are no longer in the list; --prune removes them")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from tests.conftest import ROOT, RunScript
 from tests.faults.embed_kills import LIGHT, MAIN
 from tests.faults.fault_server import FAULTS, STORED, FaultServer
+from tests.support.annotation_data import image_bytes
 from tests.support.servers import PhotoServer, closed_port
 from utils.store import collection as collections
 
@@ -103,16 +105,16 @@ def test_a_list_from_first_run_to_prune(
 def test_a_placeholder_behind_many_links_is_counted(
     tmp_path: Path, run_here: RunScript, photo_server: PhotoServer, offline_model_name: str
 ):
-    names = list(photo_server.files)[:3]
-    for number in range(4):
-        photo_server.files[f"gone{number}.jpg"] = photo_server.files[names[1]]
-    urls = [f"{photo_server.url}/{name}" for name in [*names, *[f"gone{number}.jpg" for number in range(4)]]]
-    write_list(tmp_path, urls)
-    done = run_here("embed.py", "--download-allow-local", "--clip-model-name", offline_model_name)
-    assert done.stdout.startswith(summary(7, 0, 0, 0, 0, 0)), done.stderr
-    assert (
-        f"5 images stored now have bytes identical to another's; the most frequent, 5 times: {urls[1]}\n" in done.stdout
-    )
+    placeholder = base64.b64encode(image_bytes(0, "PNG")).decode()
+    links = [f"data:image/\x1b[2J{number};base64,{placeholder}" for number in range(4)]
+    photos = [f"{photo_server.url}/{name}" for name in list(photo_server.files)[:3]]
+    photo_server.files["again.jpg"] = photo_server.files[photos[1].rpartition("/")[2]]
+    write_list(tmp_path, [*photos, f"{photo_server.url}/again.jpg", *links])
+    flags = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
+    done = run_here("embed.py", "--download-allow-local", *flags)
+    assert done.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), done.stderr
+    finding = "6 images stored now have bytes identical to another's; the most frequent, 4 times: data:image/\\x1b[2J0;"
+    assert finding in done.stdout
 
 
 def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path: Path, run_script: RunScript):
