@@ -345,7 +345,7 @@ def _decode(path: Path) -> str:
 
 # --- what it means ----------------------------------------------------------------------------------------------------
 def _find_strays(place: _Place) -> Iterator[_Stray]:
-    if place.listed == {id_: rank_in(file.name) for id_, file in place.files}:
+    if len(place.files) == len(place.listed) and place.listed == {id_: rank_in(f.name) for id_, f in place.files}:
         return  # as it was made; ranks need not be looked up
     for id_, file in place.files:
         is_foreign, rank = id_ not in place.listed, rank_in(file.name)
