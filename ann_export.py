@@ -90,11 +90,13 @@ def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Se
     """The text to write for each image; "" for an image without a cached file or url."""
     if args.ann_export_format in (formats.PAIRS, formats.QRELS) or args.ann_export_value == "id":
         return ids
-    urls = collection.read_urls(images, ids)
     if args.ann_export_value == "url":
-        return urls
-    cache = ImageCache(args.image_cache_dir_path, 0, files=find_files(dict(zip(ids, urls)), None))
-    return [path.absolute().as_posix() if (path := cache.find(id_)) else "" for id_ in ids]
+        return collection.read_urls(images, ids)
+    cache = ImageCache(args.image_cache_dir_path, 0)
+    found = {id_: path for id_ in ids if (path := cache.find(id_))}
+    others = [id_ for id_ in ids if id_ not in found]
+    found |= find_files(dict(zip(others, collection.read_urls(images, others))), None)
+    return [found[id_].absolute().as_posix() if id_ in found else "" for id_ in ids]
 
 
 def write_pairs(data: ExportData, folder: Path) -> int:
