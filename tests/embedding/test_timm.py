@@ -30,9 +30,12 @@ SIZES = [(333, 217), (217, 333), (801, 230), (226, 225), (640, 480), (97, 61), (
 
 @pytest.fixture(scope="module")
 def odd_photos() -> list[Image.Image]:
-    """Twenty photos of odd sizes."""
+    """Twenty photos of odd sizes, without color profiles, which timm ignores."""
     names = [PHOTOS[number % len(PHOTOS)] for number in range(20)]
-    return [load(name).resize(SIZES[number % len(SIZES)]) for number, name in enumerate(names)]
+    photos = [load(name).resize(SIZES[number % len(SIZES)]) for number, name in enumerate(names)]
+    for photo in photos:
+        photo.info.clear()
+    return photos
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def of_timm(name: str, checkpoint: Path, photos: list[Image.Image]) -> tuple[np.
     return images.numpy(), vectors.numpy()
 
 
-@pytest.mark.parametrize(("name", "n"), [(LITE, 20), (DINO, 2)])  # all 20 photos take DINOv2-S a minute
+@pytest.mark.parametrize(("name", "n"), [(LITE, 20), (DINO, 1)])  # 20 take DINOv2-S a minute
 def test_vectors_are_those_of_timm_s_own_evaluation(name, n, lite, dino, odd_photos):
     checkpoint = lite if name == LITE else dino
     images, vectors = of_timm(name, checkpoint, odd_photos[:n])
@@ -157,7 +160,7 @@ def test_embed_resumes_with_it_refuses_another_model_and_text_says_that_it_canno
     name = f"timm:{LITE}"
     assert "3 items = 3 stored" in embed(3, name, lite).stdout
     assert "5 items = 2 stored + 3 already there" in embed(5, name, lite).stdout
-    remembered = Journal(tmp_path / "data/chroma/journal/images").model
+    remembered = Journal(tmp_path / "data/chroma/journal/images.sqlite3").model
     assert remembered["model_name"] == name and len(remembered["weights_sha256"]) == 64
     assert json.loads(remembered["preprocess"])["resize"] == [256, 256]
     refused = embed(5, small_vit_name, "")

@@ -216,20 +216,16 @@ class Encoder:
         return torch.nn.functional.normalize(vector, dim=-1)[0].cpu().numpy()
 
     def _converted(self, module: Any, precision: str) -> Any:
-        """The module on the device in a precision; lower ones are copies, of the image tower alone."""
+        """The module on the device in a precision; lower ones are copies, without the text tower."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if precision != "fp32":
             tower = getattr(module, "visual", module)
-            # Copied with its parameters converted; all else of the module is shared.
-            memo: dict[int, Any] = {
-                id(child): child for child in module.children() if child is not tower and tower is not module
-            }
+            others = () if tower is module else (child for child in module.children() if child is not tower)
+            memo: dict[int, Any] = {id(child): torch.nn.Identity() for child in others}
             memo |= {id(p): torch.nn.Parameter(p.to(dtype), requires_grad=False) for p in tower.parameters()}
             module = copy.deepcopy(module, memo)
-            getattr(module, "visual", module).to(self.device, dtype, memory_format=self._layout)
-            return module
         return module.to(self.device, dtype, memory_format=self._layout)
 
     def _encode(self, module: Any, pixels: np.ndarray) -> np.ndarray:

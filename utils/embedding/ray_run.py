@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,15 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
 BLOCKS_PER_ACTOR = 4  # at least, so that all actors end at about the same time
 MAX_BLOCK = 8  # batches: a dead actor's blocks are done again, and all pixels of a block may wait in memory
-
-
-class Embedded(NamedTuple):
-    """The outcome of a row: the digest of its bytes and a vector (D,) float32, or the `error`."""
-
-    row: Row
-    digest: int
-    vector: np.ndarray
-    error: ImageError | None
 
 
 @contextlib.contextmanager
@@ -82,11 +73,12 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
 
         def run(some: Iterable[Row], n: int, n_actors: int) -> None:
             actor = (plan._replace(known=store.model), n_cpus, str(Path.cwd()))
-            for facts, results in embed(some, n, actor, n_actors, resources):
+            for columns in embed(some, n, actor, n_actors, resources):
+                facts = next(filter(None, columns["facts"]), "")  # "" if all images of the block failed
                 if facts and "dimension" not in store.model:
-                    store.remember_model({**asked.identity, **facts})
-                _keep(results, work, store)
-                progress.update(len(results))
+                    store.remember_model({**asked.identity, **json.loads(facts)})
+                _keep(columns, work, store)
+                progress.update(len(columns["key"]))
 
         # Batches on one actor until one has checked the precision, then all others.
         while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
@@ -94,17 +86,19 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
         run(rows, work.count(TODO), n_actors)
 
 
-def _keep(results: list[Embedded], work: Worklist, store: Store) -> None:
-    good = [result for result in results if not result.error and work.outcome[result.row.key] == TODO]
-    indexes = [result.row.key for result in good]
+def _keep(columns: dict[str, list[Any]], work: Worklist, store: Store) -> None:
+    """Store a block's vectors, and note each image's outcome."""
+    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    good = [row for row in rows if not row["reason"] and work.outcome[row["key"]] == TODO]
     if good:
-        metadata = [json.loads(result.row.metadata) for result in good]
-        store.append(work.ids[indexes], metadata, np.stack([result.vector for result in good]))
-    for result in good:
-        work.store(result.row.key, result.digest)
-    for result in results:
-        if result.error:
-            work.fail(result.row.key, result.row.url, result.error)
+        metadata = [json.loads(row["metadata"]) for row in good]
+        vectors = np.stack([np.frombuffer(row["vector"], np.float32) for row in good])
+        store.append(work.ids[[row["key"] for row in good]], metadata, vectors)
+    for row in good:
+        work.store(row["key"], row["digest"])
+    for row in rows:
+        if row["reason"]:
+            work.fail(row["key"], row["url"], ImageError(row["reason"], row["detail"]))
 
 
 def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
@@ -119,8 +113,8 @@ def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
 
 def embed(
     rows: Iterable[Row], n_rows: int, actor: tuple[Plan, int, str], n_actors: int, resources: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], list[Embedded]]]:
-    """Blocks of outcomes, each with the model facts ({} if all its images failed).
+) -> Iterator[dict[str, list[Any]]]:
+    """What Embedder makes of blocks of the rows, as columns.
 
     `actor` holds the arguments of an Embedder, `resources` those of Ray for each.
     """
@@ -151,18 +145,9 @@ def embed(
     try:
         table: Any  # no prefetching: it would keep each block back until the next one is done
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield _read(table.to_pydict())
+            yield table.to_pydict()
     except ray.exceptions.RayError as error:
         raise UserError(f"Ray gave up: {_last_line(error)}; run again, everything stored so far is safe") from None
-
-
-def _read(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], list[Embedded]]:
-    results = []
-    fields = (*Row._fields, "digest", "vector", "reason", "detail")
-    for *row, digest, vector, reason, detail in zip(*(columns[name] for name in fields)):
-        error = ImageError(reason, detail) if reason else None
-        results.append(Embedded(Row(*row), digest, np.frombuffer(vector, np.float32), error))
-    return json.loads(next(filter(None, columns["facts"]), "{}")), results
 
 
 def _last_line(error: BaseException) -> str:
