@@ -62,6 +62,10 @@ class Child:
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
     def call(
         self,
         task: Callable[..., Any],

@@ -35,12 +35,17 @@ def write_list(folder, urls):
 
 
 def assert_one_line(result):
+    line = assert_one_line_of(result)
+    assert "local-dir:PATH" in line  # the way out, where the hub is out of reach
+    return line
+
+
+def assert_one_line_of(result):
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
     assert result.stderr.rstrip().endswith(lines[0])
     assert "Traceback" not in result.stderr
-    assert "local-dir:" in lines[0]  # the way out, where the hub is out of reach
     return lines[0]
 
 
@@ -113,3 +118,12 @@ def test_weights_come_over_plain_http_whose_time_is_limited(offline_model_name, 
     state = "print(__import__('huggingface_hub').constants.HF_HUB_DISABLE_XET)"
     done = in_process_of_its_own(f"({load}, {state})[1]", {"HF_HOME": str(tmp_path)})
     assert done.stdout == "True\n", done.stderr
+
+
+def test_a_model_that_cannot_be_had_ends_the_run_though_downloads_and_the_index_wait(
+    run_script, photo_server, tmp_path
+):
+    write_list(tmp_path, [f"{photo_server.url}/{name}" for name in photo_server.files])
+    result = run_script("embed.py", "--clip-model-name", "ViT-B-33", "--download-allow-local", timeout=60)
+    assert "ViT-B-33' is unknown to open_clip" in assert_one_line_of(result)
+    assert not (tmp_path / "data/chroma/chroma.sqlite3").exists()

@@ -44,8 +44,7 @@ def test_what_a_task_raises_is_raised_and_a_death_has_its_exit_code():
 
 def test_a_child_that_died_before_its_task_is_a_death_too():
     child = Child()
-    child._process.kill()
-    child._process.join()
+    child.kill()
     assert not child.is_alive()
     with pytest.raises(DiedError):
         child.call(count, 1)

@@ -60,8 +60,13 @@ class Work(NamedTuple):
 
 
 def prepare() -> None:
-    """Start the process of the next call(): importing Chroma takes it a second."""
+    """Start the process of the next call(): importing Chroma takes it a second. forget() ends it if there was none."""
     _ahead.append(Child("chromadb"))
+
+
+def forget() -> None:
+    while _ahead:
+        _ahead.pop().kill()
 
 
 def call(

@@ -118,6 +118,7 @@ class Store:
         return compared, from_ids(differing["id"])
 
     def close(self) -> None:
+        index.forget()
         if self._thread:
             self._thread.join(5)  # a process that has just been started must find its parent
         self.journal.close()
