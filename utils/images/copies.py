@@ -21,7 +21,7 @@ THUMBNAIL_SIDE = 128  # pixels of the longer side
 _THUMBNAIL_QUALITY = 80  # of JPEG: about 4 KB
 _REVIEW_QUALITY = 85  # of JPEG: about 0.3 MB at 1,600 pixels; artifacts are invisible at that size
 _CHECK_SIDE = 64  # pixels; a file that is copied is decoded only to see that it is a whole image
-_HEAD_BYTES = 1 << 18  # a header that is longer counts as one that not every file manager reads
+_HEAD_BYTES = 1 << 16  # a header that is longer counts as one that not every file manager reads
 
 
 def write_review_copy(source: Path, stem: Path, max_side: int, max_pixels: int) -> Path:
