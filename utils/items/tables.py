@@ -91,4 +91,4 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                     row = {name: value for name, value in row.items() if value is not None}
                     yield json.loads(json.dumps(row, default=str))
     except pyarrow.ArrowException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(str(error)) from None
