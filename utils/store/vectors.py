@@ -241,6 +241,9 @@ class Journal:
                 self._is_stale = True
                 if not isinstance(error, sqlite3.Error):
                     raise
+                if _is_damage(error, self.path):  # in a page that only writing uses
+                    self.repair()
+                    raise UserError(f"journal {self.path} was damaged ({error}) and is repaired; run again") from None
                 raise UserError(
                     f"journal {self.path} cannot be written: {error}; mend that and run again, it goes on here"
                 ) from None
