@@ -15,6 +15,7 @@ from utils.errors import ImageError
 from utils.files import read_json, write_json
 from utils.images.formats import EXTENSIONS, identify
 from utils.items.formatted import is_unicode
+from utils.log import bar, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # brands in a file's first bytes
@@ -61,14 +62,16 @@ def find_images(root: Path) -> Images:
     """Search a folder and the folders below it, without hidden and system folders and without links to folders."""
     images = Images(root.resolve())
     unreadable: list[OSError] = []
-    for path, below, names in os.walk(images.root, onerror=unreadable.append):
-        below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SYSTEM)
-        relative = Path(path).relative_to(images.root)
-        files = _Files(str(relative) if relative.parts else "", [], array.array("q"), array.array("q"))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            _look_at(Path(path, name), files, images)
-        if files.names:
-            images.folders.append(files)
+    with bar(None, f"search {printable(str(images.root))}", "file") as progress:
+        for path, below, names in os.walk(images.root, onerror=unreadable.append):
+            below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SYSTEM)
+            relative = Path(path).relative_to(images.root)
+            files = _Files(str(relative) if relative.parts else "", [], array.array("q"), array.array("q"))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                _look_at(Path(path, name), files, images)
+                progress.update()
+            if files.names:
+                images.folders.append(files)
     images.n_unreadable = len(unreadable)
     return images
 
