@@ -82,6 +82,15 @@ def test_anything_else_in_between_acquits_the_machine(quick_to_suspect):
     assert suspects.release() == [6]  # too few to say
 
 
+def test_failures_in_a_row_are_counted_on_where_results_are_awaited_in_blocks(quick_to_suspect, monkeypatch):
+    monkeypatch.setattr(machine, "machine_fault", lambda: "no name server answers")
+    suspects = Suspects[int]()
+    assert suspects.sort(0, NO_ANSWER) == suspects.sort(1, NO_ANSWER) == []
+    assert suspects.release() == [0, 1]
+    with pytest.raises(UserError, match="3 downloads in a row failed"):
+        suspects.sort(2, NO_ANSWER)
+
+
 def test_decoders_without_memory_end_the_run_only_where_the_machine_has_none(quick_to_suspect, monkeypatch):
     error = ImageError("bad_image", "JPEG: not enough memory")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])

@@ -28,6 +28,7 @@ from utils.items.formatted import to_metadata
 from utils.items.worklist import TODO, Worklist
 from utils.log import bar
 from utils.store.store import Store
+from utils.web.machine import Suspects
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
@@ -69,6 +70,7 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
         Row(index, from_ids(work.ids[index : index + 1])[0], item["url"], json.dumps(to_metadata(item)))
         for index, item in work.todo()
     )
+    suspects = Suspects[dict[str, Any]]()
     with bar(work.count(TODO), "embed on Ray", "image") as progress:
 
         def run(some: Iterable[Row], n: int, n_actors: int) -> None:
@@ -77,18 +79,19 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
                 facts = next(filter(None, columns["facts"]), "")  # "" if all images of the block failed
                 if facts and "dimension" not in store.model:
                     store.remember_model({**asked.identity, **json.loads(facts)})
-                _keep(columns, work, store)
-                progress.update(len(columns["key"]))
+                done = [dict(zip(columns, values)) for values in zip(*columns.values())]
+                _keep([known for row in done for known in suspects.sort(row, _error(row))], work, store)
+                progress.update(len(done))
 
         # Batches on one actor until one has checked the precision, then all others.
         while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
             run(head, len(head), 1)
         run(rows, work.count(TODO), n_actors)
+        _keep(suspects.release(), work, store)
 
 
-def _keep(columns: dict[str, list[Any]], work: Worklist, store: Store) -> None:
-    """Store a block's vectors, and note each image's outcome."""
-    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+def _keep(rows: list[dict[str, Any]], work: Worklist, store: Store) -> None:
+    """Store the vectors, and note each image's outcome."""
     good = [row for row in rows if not row["reason"] and work.outcome[row["key"]] == TODO]
     if good:
         metadata = [json.loads(row["metadata"]) for row in good]
@@ -97,8 +100,12 @@ def _keep(columns: dict[str, list[Any]], work: Worklist, store: Store) -> None:
     for row in good:
         work.store(row["key"], row["digest"])
     for row in rows:
-        if row["reason"]:
-            work.fail(row["key"], row["url"], ImageError(row["reason"], row["detail"]))
+        if error := _error(row):
+            work.fail(row["key"], row["url"], error)
+
+
+def _error(row: dict[str, Any]) -> ImageError | None:
+    return ImageError(row["reason"], row["detail"]) if row["reason"] else None
 
 
 def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:

@@ -85,23 +85,26 @@ class Suspects(Generic[T]):
 
     def __init__(self) -> None:
         self._held: list[T] = []
-        self._since = 0.0  # time.monotonic() of the first one held
+        self._n_in_a_row, self._since = 0, 0.0  # since: time.monotonic() of the first one
 
     def sort(self, result: T, error: ImageError | None) -> list[T]:
         """The results that are not suspect, or no longer. Raises UserError if the machine is at fault."""
-        if not self._held:
-            self._since = time.monotonic()
         self._held.append(result)
         if error is None or not _SUSPECT.match(str(error)):
+            self._n_in_a_row = 0
             return self._drain()
+        if not self._n_in_a_row:
+            self._since = time.monotonic()
+        self._n_in_a_row += 1
         is_time = time.monotonic() - self._since >= MIN_SUSPECTS_S
-        return self.release() if is_time and len(self._held) >= MIN_SUSPECTS else []
+        return self.release() if is_time and self._n_in_a_row >= MIN_SUSPECTS else []
 
     def release(self) -> list[T]:
-        """All results held, when no other can come in between. Raises UserError if the machine is at fault."""
-        fault = machine_fault() if len(self._held) >= MIN_SUSPECTS else ""
-        if fault:
-            raise UserError(f"{len(self._held)} downloads in a row failed: {fault}")
+        """All results held, for when no other comes before they are taken. Raises UserError as sort() does."""
+        if self._n_in_a_row >= MIN_SUSPECTS:
+            if fault := machine_fault():
+                raise UserError(f"{self._n_in_a_row} downloads in a row failed: {fault}")
+            self._n_in_a_row = 0
         return self._drain()
 
     def _drain(self) -> list[T]:
