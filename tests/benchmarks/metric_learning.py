@@ -1,30 +1,20 @@
-"""What annotation is for: a linear projection learned from recorded groups, and how well it retrieves held-out images.
-
-The recipe was fixed with random picks alone, on other seeds than those reported; all samplers get the same.
-"""
+"""How well a projection retrieves held-out images; and the recipe before ann_train.py, kept for comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-N_DIMS = 128  # vectors of more are first reduced to their leading uncentered principal components
-N_STEPS, BATCH_GROUPS, LEARNING_RATE = 120, 32, 3e-3  # the same glances, however many groups there are
+from utils.training.projection import Group, leading, normalize
+
+N_STEPS, BATCH_GROUPS, LEARNING_RATE = 120, 32, 3e-3
 MARGIN = 0.6  # cosine below which a negative is far enough
-PRIOR = 0.2  # pull of the projection towards the identity, shared by all groups: few groups move it little
-
-Group = tuple[list[int], list[int]]  # rows: positives, the main one first; negatives
+PRIOR = 0.2  # pull of the projection towards the identity, shared by all groups
 
 
-def reduce_dims(vectors: np.ndarray, basis_of: np.ndarray) -> np.ndarray:
-    """(N, at most N_DIMS): `vectors` along the leading right singular vectors of `basis_of`, L2-normalized."""
-    if vectors.shape[1] <= N_DIMS:
-        return vectors
-    basis = np.linalg.eigh(basis_of.T @ basis_of)[1][:, -N_DIMS:]
-    return _normalize(vectors @ basis)
-
-
-def train(vectors: np.ndarray, groups: list[Group], seed: int) -> np.ndarray:
-    """(D, D) projection that draws positives to their main image and pushes its negatives below MARGIN.
+def learn_old(vectors: np.ndarray, groups: Sequence[Group], basis_of: np.ndarray, seed: int) -> np.ndarray:
+    """(K, D) projection onto the leading directions of `basis_of`, from pairs with the main image alone.
 
     Source: the contrastive loss of Hadsell, Chopra & LeCun, CVPR 2006, on cosines.
     """
@@ -38,7 +28,8 @@ def train(vectors: np.ndarray, groups: list[Group], seed: int) -> np.ndarray:
         rows[number, : len(pos) + len(neg)] = torch.tensor(pos + neg)
         is_pos[number, 1 : len(pos)] = 1
         is_neg[number, len(pos) : len(pos) + len(neg)] = 1
-    images, identity = torch.from_numpy(vectors), torch.eye(vectors.shape[1])
+    basis = leading(basis_of)
+    images, identity = torch.from_numpy(normalize(vectors @ basis)), torch.eye(basis.shape[1])
     projection = identity.clone().requires_grad_()
     optimizer = torch.optim.Adam([projection], lr=LEARNING_RATE)
     for _ in range(N_STEPS):
@@ -52,11 +43,7 @@ def train(vectors: np.ndarray, groups: list[Group], seed: int) -> np.ndarray:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return projection.detach().numpy()
-
-
-def project(vectors: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    return _normalize(vectors @ projection.T)
+    return projection.detach().numpy() @ basis.T
 
 
 def map_at_r(vectors: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -70,7 +57,3 @@ def map_at_r(vectors: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     precision = (hits.cumsum(1) / rank * hits * (rank <= n_same[:, None])).sum(1)
     has_same = n_same > 0
     return float((precision[has_same] / n_same[has_same]).mean()), float(hits[has_same, 0].mean())
-
-
-def _normalize(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
