@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from utils.annotation.records import read_records
 from utils.errors import UserError
 from utils.lock import hold
 from utils.log import bar, start_log
+from utils.processes import Child
 from utils.store import collection, index
 from utils.store.model import describe, same_model
 from utils.store.server import Place, choose
@@ -31,6 +34,7 @@ from utils.training.projection import Group
 from utils.training.saved import Projection, read_projection, write_projection
 
 SEED = 0
+BLAS_THREADS = "OMP_NUM_THREADS"  # read by numpy's BLAS once, when it is loaded
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -111,13 +115,25 @@ def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dic
         (np.searchsorted(used, kept).tolist(), np.searchsorted(used, deleted).tolist()) for kept, deleted in groups
     ]
     judged, basis = vectors[used], projection.leading(vectors)
-    gain, recipe = evaluation.cross_validate(judged, local, basis, SEED)
+    with one_blas_thread():
+        gain, recipe, matrix = Child().call(evaluation.train, judged, local, basis, SEED)
     if not gain.is_enough:
         print(f"nothing written: {gain}; {evaluation.NEEDED}")
         return None
     print(gain)
-    figures = {**gain._asdict(), "all_pairs": recipe.all_pairs, "prior": recipe.prior}
-    return Projection(projection.learn(judged, local, basis, recipe, SEED), model, mains, figures)
+    return Projection(matrix, model, mains, {**gain._asdict(), **recipe._asdict()})
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Child processes started in the block multiply with one thread: on small matrices several spend 20 x the CPU."""
+    before = os.environ.get(BLAS_THREADS)
+    os.environ[BLAS_THREADS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(BLAS_THREADS)
+        os.environ.update({BLAS_THREADS: before} if before else {})
 
 
 def write(place: Place, learned: Projection, args: argparse.Namespace) -> int:

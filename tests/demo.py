@@ -2,10 +2,11 @@
 
     python tests/demo.py [FOLDER] [--review] [--photos N]
 
-Nineteen photos in sixteen variations each are served from this machine, embedded, and grouped into folders. Then comes
-the reviewer's part, played by this script (or by you: --review): deleting every image that shows another photo than the
-folder's main image. What is left becomes positives, what is gone hard negatives; an export for training and a report
-end it. FOLDER (data/demo) is made afresh.
+Nineteen photos, each in sixteen variations and twelve details, are served from this machine, embedded, and grouped into
+folders. Then comes the reviewer's part, played by this script (or by you: --review): deleting every image that shows
+another photo than the folder's main image. What is left becomes positives, what is gone hard negatives. A second round
+shows informative images. ann_train.py learns from both rounds, and is judged on details that were in no folder. An
+export for training and a report end it. FOLDER (data/demo) is made afresh.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, it lacks the repository
 
 from tests.support import offline_model
-from tests.support.photos import PHOTOS, Variation, precision_at, thumbnail, variations
+from tests.support.photos import PHOTOS, Variation, details, precision_at, thumbnail, variations
 from tests.support.servers import PhotoServer
 from utils.cli import run
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.items.formatted import item_id
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, MARKER = "model", "made-by-tests-demo.txt"
@@ -43,8 +47,11 @@ FILES = {  # flag -> what it names in the demo's folder; removed when the next r
     "--ann-history-path": "history.jsonl",
     "--ann-export-dir-path": "export",
     "--ann-report-dir-path": "report",
+    "--ann-projection-path": "projection.npz",
     "--logs-dir-path": "logs",
 }
+SECOND_ROUND = "dirrify-2"
+N_DETAILS, HELD_OUT = 12, 4  # hard views of each photo, one in four of which is in no folder
 ID_FIELD = "name"  # the server's port is another in each run: a URL identifies no photo here
 N_DIRS, N_NEAREST = 20, 24  # more neighbors than a photo has variations: each folder has something to delete
 K, MIN_PRECISION, MIN_LEAD = 5, 0.9, 0.15  # precision@K that real weights reach, and their lead over thumbnails
@@ -69,9 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     report_precision(folder, photos)
     if args.review:
         return say_how_to_review(folder)
-    decisions = review(folder, photos)
+    decisions = review(folder / FILES["--ann-dirrify-dir-path"], photos)
     run_stage(dirload_command(folder))
+    if dirrify(folder, SECOND_ROUND, "--ann-dirrify-pick", "informative"):
+        decisions += review(folder / SECOND_ROUND, photos)
+        run_stage([*dirload_command(folder), shown(folder / SECOND_ROUND)])
     report_annotations(folder, photos, decisions)
+    train(folder, photos)
     export_and_report(folder)
     return say_what_next(folder, model_name)
 
@@ -96,7 +107,7 @@ def start_afresh(folder: Path) -> None:
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(f"tests/demo.py made this folder; its next run replaces {', '.join(FILES.values())}.\n")
-    for name in (*FILES.values(), "annotated.json.bak"):
+    for name in (*FILES.values(), SECOND_ROUND, "annotated.json.bak"):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -105,9 +116,20 @@ def start_afresh(folder: Path) -> None:
 
 
 def make_photos(n_photos: int) -> list[Variation]:
-    photos = list(variations(PHOTOS[:n_photos]))
-    print(f"{len(photos)} images: the photos that scikit-image ships, each in {len(photos) // n_photos} variations")
-    return photos
+    whole, parts = list(variations(PHOTOS[:n_photos])), list(details(N_DETAILS, PHOTOS[:n_photos]))
+    print(
+        f"{len(whole) + len(parts)} images: the photos that scikit-image ships, each in {len(whole) // n_photos} "
+        f"variations and {N_DETAILS} details"
+    )
+    return whole + parts
+
+
+def is_detail(photo: Variation) -> bool:
+    return photo.kind.startswith("detail")
+
+
+def is_held_out(photo: Variation) -> bool:
+    return is_detail(photo) and int(photo.kind.split()[1]) % HELD_OUT == HELD_OUT - 1
 
 
 def make_model(folder: Path) -> str:
@@ -123,17 +145,30 @@ def embed_and_dirrify(folder: Path, photos: list[Variation], model_name: str) ->
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     with PhotoServer({photo.name: photo.data for photo in photos}) as server:
         items = [
-            {"url": f"{server.url}/{photo.name}", ID_FIELD: photo.name, "photo": photo.photo, "variation": photo.kind}
+            {
+                "url": f"{server.url}/{photo.name}",
+                ID_FIELD: photo.name,
+                "photo": photo.photo,
+                "variation": photo.kind,
+                "held_out": is_held_out(photo),
+            }
             for photo in photos
         ]
         write_json(folder / FILES["--formatted-data-path"], items)
         own = ["--id-field", ID_FIELD, "--clip-model-name", model_name, "--download-allow-local"]
         paths = ["--formatted-data-path", "--chromadb-path", "--failed-data-path"]
         run_stage(command("embed.py", folder, [*paths, "--image-cache-dir-path", "--logs-dir-path"], *own))
-        paths = ["--chromadb-path", "--image-cache-dir-path", "--annotated-data-path", "--ann-dirrify-dir-path"]
-        paths += ["--ann-history-path"]
-        counts = ["--ann-dirrify-ndirs", str(N_DIRS), "--ann-dirrify-nnearest", str(N_NEAREST)]
-        run_stage(command("ann_dirrify.py", folder, [*paths, "--logs-dir-path"], *counts, "--download-allow-local"))
+        dirrify(folder, FILES["--ann-dirrify-dir-path"])
+
+
+def dirrify(folder: Path, name: str, *more: str) -> bool:
+    """One round of directories of images that are not held out. Returns False if there is none."""
+    paths = ["--chromadb-path", "--image-cache-dir-path", "--annotated-data-path", "--ann-history-path"]
+    own = ["--ann-dirrify-dir-path", shown(folder / name), "--ann-dirrify-ndirs", str(N_DIRS)]
+    own += ["--ann-dirrify-nnearest", str(N_NEAREST), "--download-allow-local"]
+    for which in ("where", "neighbors-where"):
+        own += [f"--ann-dirrify-{which}", '{"held_out": false}']
+    return run_stage(command("ann_dirrify.py", folder, [*paths, "--logs-dir-path"], *own, *more), may_refuse=True)
 
 
 def dirload_command(folder: Path) -> list[str]:
@@ -153,22 +188,21 @@ def command(script: str, folder: Path, paths: list[str], *more: str) -> list[str
     return [shown(sys.executable), shown(ROOT / script), *arguments, *more]
 
 
-def run_stage(words: list[str]) -> None:
-    """Run a stage, its output on ours. Raises UserError if it fails."""
+def run_stage(words: list[str], may_refuse: bool = False) -> bool:
+    """Run a stage, its output on ours. Returns False if it refused (1), which few allow; else that is a UserError."""
     print(f"\n$ {quoted(words)}", flush=True)
     code = subprocess.run(words).returncode
-    if code:
+    if code and not (may_refuse and code == 1):
         raise UserError(f"{words[1]} ended with {code}; it says why above")
+    return code == 0
 
 
 # --- the reviewer -----------------------------------------------------------------------------------------------------
-def review(folder: Path, photos: list[Variation]) -> list[dict[str, list[str]]]:
-    """Delete what shows another photo than the main image. Returns what annotated.json must say now."""
+def review(root: Path, photos: list[Variation]) -> list[dict[str, list[str]]]:
+    """Delete what shows another photo than the main image. Returns what annotated.json must say of `root`."""
     photo_of = {id_of(photo): photo.photo for photo in photos}
     decisions = []
-    for directory in sorted(
-        (folder / FILES["--ann-dirrify-dir-path"]).glob("*_*/"), key=lambda path: rank_and_id(path)[0]
-    ):
+    for directory in sorted(root.glob("*_*/"), key=lambda path: rank_and_id(path)[0]):
         main_id = rank_and_id(directory)[1]
         decision: dict[str, list[str]] = {"pos": [], "neg": []}
         for path in sorted(directory.iterdir(), key=lambda path: rank_and_id(path)[0]):
@@ -194,19 +228,37 @@ def id_of(photo: Variation) -> str:
 
 # --- what came of it --------------------------------------------------------------------------------------------------
 def report_precision(folder: Path, photos: list[Variation]) -> None:
-    """Print precision@K of the stored embeddings beside that of thumbnails. Raises UserError if it is too low."""
+    """Print precision@K of the stored variations beside that of thumbnails. Raises UserError if it is too low."""
     import numpy as np
 
-    from utils.store.collection import open_collection, read_vectors
-
-    collection = open_collection(folder / FILES["--chromadb-path"], "images")
+    photos = [photo for photo in photos if not is_detail(photo)]
     labels = [photo.photo for photo in photos]
-    model = precision_at(K, read_vectors(collection, [id_of(photo) for photo in photos]), labels)
+    model = precision_at(K, stored_vectors(folder, "images", photos), labels)
     thumbnails = precision_at(K, np.stack([thumbnail(photo.data) for photo in photos]), labels)
     print(f"\nprecision@{K} (how many of an image's {K} nearest show the same photo), by exact search:")
     print(f"  the model's embeddings  {model:.3f}\n  8x8 gray thumbnails     {thumbnails:.3f}", flush=True)
     if model < MIN_PRECISION or model - thumbnails < MIN_LEAD:
         raise UserError(f"the model should reach {MIN_PRECISION} and lead by {MIN_LEAD}: are its weights whole?")
+
+
+def stored_vectors(folder: Path, name: str, photos: list[Variation]) -> np.ndarray:
+    from utils.store.collection import read_vectors, reading
+
+    with reading(folder / FILES["--chromadb-path"], name) as images:
+        return read_vectors(images, [id_of(photo) for photo in photos])
+
+
+def train(folder: Path, photos: list[Variation]) -> None:
+    """Run ann_train.py, and print precision@K before and after, of the details that were in no folder."""
+    paths = ["--annotated-data-path", "--chromadb-path", "--ann-projection-path", "--logs-dir-path"]
+    if run_stage(command("ann_train.py", folder, paths), may_refuse=True):
+        labels, asked = [photo.photo for photo in photos], [i for i, photo in enumerate(photos) if is_held_out(photo)]
+        before, after = (
+            precision_at(K, stored_vectors(folder, name, photos), labels, asked)
+            for name in ("images", "images_trained")
+        )
+        print(f"\nprecision@{K} of the {len(asked)} details that were in no folder:")
+        print(f"  the model's embeddings  {before:.3f}\n  projected               {after:.3f}", flush=True)
 
 
 def report_annotations(folder: Path, photos: list[Variation], decisions: list[dict[str, list[str]]]) -> None:

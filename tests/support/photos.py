@@ -52,6 +52,18 @@ def variations(photos: Sequence[str] = PHOTOS, seed: int = 0) -> Iterator[Variat
             yield Variation(name, photo, kind, encode(change(image, rng), form))
 
 
+def details(n: int, photos: Sequence[str] = PHOTOS, seed: int = 0) -> Iterator[Variation]:
+    """n hard views of each photo: a small part of it, changed by chance; the same for the same seed."""
+    for file_name in photos:
+        photo = file_name.partition(".")[0]
+        image = load(file_name)
+        for number in range(n):
+            rng = np.random.default_rng([seed, zlib.crc32(f"{photo}/detail {number}".encode())])
+            yield Variation(
+                f"{photo}-detail-{number}.jpg", photo, f"detail {number}", encode(_detail(image, rng), "JPEG")
+            )
+
+
 def encode(image: Image.Image, form: str) -> bytes:
     file = io.BytesIO()
     image.save(file, form, quality=85)
@@ -66,13 +78,18 @@ def thumbnail(data: bytes, side: int = 8) -> np.ndarray:
     return values / max(float(np.linalg.norm(values)), 1e-9)
 
 
-def precision_at(k: int, vectors: np.ndarray, photos: Sequence[str]) -> float:
-    """Share of images of the same photo among each image's k nearest others; vectors (N, D), L2-normalized."""
+def precision_at(
+    k: int, vectors: np.ndarray, photos: Sequence[str], asked: Sequence[int] | slice = slice(None)
+) -> float:
+    """Share of images of the same photo among each image's k nearest others; vectors (N, D), L2-normalized.
+
+    asked: rows of the images that are asked for; all by default.
+    """
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     labels = np.asarray(photos)
-    return float((labels[nearest] == labels[:, None]).mean())
+    return float((labels[nearest] == labels[:, None])[asked].mean())
 
 
 # --- the kinds of variation: image, rng -> image ----------------------------------------------------------------------
@@ -150,3 +167,12 @@ KINDS: dict[str, Change] = {
     "noisy": _then(_crop(0.6, 0.8), _noise),
     "squeezed": lambda image, _rng: image.resize((image.width, image.height * 2 // 3)),
 }
+
+
+def _detail(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A part of a photo, tilted, that a model easily takes for a part of another."""
+    part = _tilt(_crop(0.35, 0.7)(image, rng), rng)
+    for kind in ("flip", "gray", "blurred"):
+        if rng.random() < 0.5:
+            part = KINDS[kind](part, rng)
+    return _light(0.5, 1.5)(part, rng)

@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from tests.support.photos import KINDS, PHOTOS, precision_at, thumbnail, variations
+from tests.support.photos import KINDS, PHOTOS, details, precision_at, thumbnail, variations
 
 
 def test_variations_are_the_same_on_every_run():
@@ -38,3 +38,10 @@ def test_thumbnail_knows_light_from_dark_places_only(photos):
     values = thumbnail(photos[0].data)
     assert values.shape == (64,)
     assert np.isclose(values.mean(), 0, atol=1e-6) and np.isclose(np.linalg.norm(values), 1)
+
+
+def test_details_are_the_same_on_every_run_and_differ_from_each_other():
+    found = list(details(3, ["rocket.jpg"]))
+    assert found == list(details(3, ["rocket.jpg"])) and found != list(details(3, ["rocket.jpg"], seed=1))
+    assert len({detail.data for detail in found}) == len({detail.name for detail in found}) == 3
+    assert {detail.photo for detail in found} == {"rocket"}

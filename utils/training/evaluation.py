@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.processes import Progress
 from utils.training.projection import RECIPES, Group, Recipe, learn, project
 
 N_FOLDS = 5
@@ -41,6 +42,14 @@ class Gain(NamedTuple):
             f"held-out average precision of judged images {self.before:.3f} before, {self.after:.3f} after, "
             f"gain {self.value:.3f} (95%: {self.low:.3f} to {self.high:.3f}), {self.n_groups} groups"
         )
+
+
+def train(
+    vectors: np.ndarray, groups: list[Group], basis: np.ndarray, seed: int, _progress: Progress
+) -> tuple[Gain, Recipe, np.ndarray]:
+    """cross_validate, and the (D, D) projection of all groups by the recipe, as a task for a child process."""
+    gain, recipe = cross_validate(vectors, groups, basis, seed)
+    return gain, recipe, learn(vectors, groups, basis, recipe, seed)
 
 
 def cross_validate(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarray, seed: int) -> tuple[Gain, Recipe]:
