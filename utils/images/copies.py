@@ -54,10 +54,10 @@ def shows_everywhere(
     name, _ = identify(file)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
-    layout = read_layout(name, head)
-    if layout is None or max(layout.size) > max_side:
+    if (layout := read_layout(name, head)) is None:
         return False
-    return layout.metadata.orientation == 1 and is_srgb(layout.metadata.profile)
+    size, metadata = layout
+    return max(size) <= max_side and metadata.orientation == 1 and is_srgb(metadata.profile)
 
 
 def write_copy(file: BinaryIO, stem: Path) -> Path:

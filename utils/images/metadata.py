@@ -53,26 +53,24 @@ def read_orientation(exif: bytes) -> int:
     return 1
 
 
-class Layout(NamedTuple):
-    size: tuple[int, int]  # width, height
-    metadata: Metadata
+def read_layout(name: str, head: bytes) -> tuple[tuple[int, int], Metadata] | None:
+    """((width, height), metadata) of a single common JPEG, a still PNG, a GIF or a BMP, from its first bytes.
 
-
-def read_layout(name: str, head: bytes) -> Layout | None:
-    """Layout of a single common JPEG, a still PNG, a GIF or a BMP, from its first bytes; None for all others."""
+    None for all other files, and for those with a longer header.
+    """
     if name == "JPEG" and b"MPF\0" not in head:
         header, _, metadata = split_jpeg(head)
         for marker, start, end in _jpeg_segments(header):
             if marker in (0xC0, 0xC1, 0xC2) and end - start >= 10:  # Huffman-coded, not lossless
                 depth, height, width, n_components = struct.unpack_from(">BHHB", header, start + 4)
-                return Layout((width, height), metadata) if depth == 8 and n_components in (1, 3) else None
+                return ((width, height), metadata) if depth == 8 and n_components in (1, 3) else None
     elif name == "PNG" and b"acTL" not in head and (png := split_png(head))[0]:
-        return Layout(struct.unpack_from(">II", head, 16), png[1])
+        return struct.unpack_from(">II", head, 16), png[1]
     elif name == "GIF" and len(head) >= 10:
-        return Layout(struct.unpack_from("<HH", head, 6), Metadata())
+        return struct.unpack_from("<HH", head, 6), Metadata()
     elif name == "BMP" and len(head) >= 26 and head[14] >= 40:  # else a header of OS/2
         width, height = struct.unpack_from("<ii", head, 18)
-        return Layout((abs(width), abs(height)), Metadata())
+        return (abs(width), abs(height)), Metadata()
     return None
 
 
