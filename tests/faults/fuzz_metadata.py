@@ -200,7 +200,7 @@ def add_to_ico(data: bytes, rng: random.Random) -> bytes:
 
 
 def add_to_tiff(data: bytes, rng: random.Random) -> bytes:
-    """A second list of tags with text in it, in place of the next picture's."""
+    """Junk behind the file; Pillow has written its tags."""
     return data + noise(rng)
 
 
