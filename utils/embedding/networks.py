@@ -164,28 +164,22 @@ def _timm_config(model: Model) -> Any:
 def _timm_preprocess(model: Model, module: Any) -> tuple[Preprocess, tuple[float, ...], tuple[float, ...]]:
     """timm's own evaluation transform as (Preprocess, mean, std). Raises UserError if Preprocess cannot express it."""
     import timm.data
-    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     config = timm.data.resolve_model_data_config(module)
     steps = timm.data.create_transform(**config, is_training=False).transforms
-    resize, crop = steps[0], steps[1]
-    interpolations = {InterpolationMode.BICUBIC: "bicubic", InterpolationMode.BILINEAR: "bilinear"}
-    if (
-        len(steps) != 4
-        or type(resize) is not Resize
-        or type(crop) is not CenterCrop
-        or resize.interpolation not in interpolations
-        or config["input_size"][0] != 3
-    ):
+    names, resize, crop = [type(step).__name__ for step in steps], steps[0], steps[1]
+    interpolation = getattr(getattr(resize, "interpolation", None), "value", "")
+    is_known = names == ["Resize", "CenterCrop", "MaybeToTensor", "Normalize"] and config["input_size"][0] == 3
+    if not is_known or interpolation not in ("bicubic", "bilinear"):
         raise UserError(
-            f"timm:{model.name} prepares its images in a way that is not supported ({type(resize).__name__}, "
-            f"{config['crop_mode']}, {config['interpolation']}); use another model"
+            f"timm:{model.name} prepares its images in a way that is not supported ({', '.join(names)}; "
+            f"{config['interpolation']}); use another model"
         )
     is_square = isinstance(resize.size, int)
     preprocess = Preprocess(
         size=tuple(crop.size),
         resize_mode="shortest" if is_square else "squash",
-        interpolation=interpolations[resize.interpolation],
+        interpolation=interpolation,
         fill_color=0,
         resize=(resize.size, resize.size) if is_square else tuple(resize.size),
     )
