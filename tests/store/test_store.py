@@ -255,6 +255,25 @@ def test_files_of_chroma_that_outgrow_the_records_are_made_anew(path: Path, capl
     check(Store(path, "images"), *range(N + 1))
 
 
+def test_a_first_write_of_the_index_that_fails_is_tried_on_a_new_collection(tmp_path: Path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, LOG.name)
+    real, failures = index.call, [index.TornError("its files grew")]
+
+    def call(task, *args, **kwargs):
+        if task is index.apply and failures:
+            raise failures.pop()
+        return real(task, *args, **kwargs)
+
+    monkeypatch.setattr(index, "call", call)
+    store = Store(tmp_path / "chroma", "images")
+    store.remember_model(MODEL)
+    add(store, *range(10))
+    store.finish()
+    assert any("its files grew" in message and "made anew" in message for message in caplog.messages)
+    store.close()
+    check(Store(tmp_path / "chroma", "images"), *range(10))
+
+
 def test_a_collection_that_too_many_values_have_wedged_is_repaired(path: Path):
     store = Store(path, "images")
     wide = {"url": "u", "list": list(range(6_000))}

@@ -20,6 +20,7 @@ from utils.store.vectors import ROW, DamagedError, Journal, building
 
 INDEX_EVERY = 5_000  # records: the index follows the journal when this many, and a tenth of it, are new
 RECORD_BYTES = 3_000  # of a record in a journal, roughly
+NO_ROWS = np.empty(0, ROW)
 
 
 class Store:
@@ -189,7 +190,7 @@ class Store:
 
     def _mend(self, what: str) -> None:
         """Bring the collection up to date; compare all of it first if the last write to it did not end well."""
-        differing = np.empty(0, ROW)
+        differing = NO_ROWS
         if self.journal.indexing and self.journal.indexed:
             differing = self._compare(self._indexed, "compare all after an interrupted write")[1]
         if len(differing):
@@ -233,7 +234,7 @@ class Store:
             index.call(index.drop, self.path, self.name)
         except index.TornError as error:
             self._set_aside(error)
-        self._catch_up(f"repairing {self.name} from the journal")
+        self._catch_up(f"repairing {self.name} from the journal", is_rebuild=True)
 
     def _set_aside(self, error: Exception) -> None:
         """A database that cannot even drop a collection is renamed, so that Chroma makes a new one."""
@@ -248,9 +249,8 @@ class Store:
                 file.replace(file.with_name(f"{file.name}.torn"))
         LOG.info("the database is torn (%s); it was renamed to %s.torn", error, database)
 
-    def _catch_up(self, what: str, again: np.ndarray = np.empty(0, ROW)) -> None:  # noqa: B008
+    def _catch_up(self, what: str, again: np.ndarray = NO_ROWS, is_rebuild: bool = False) -> None:
         """Index what is new, and the rows `again`, (n,) ROW."""
-        is_rebuild = not self.journal.indexed
         try:
             with bar(len(self._new()) + len(again), what, "record") as progress:
                 self._apply(again, progress.update)
@@ -275,7 +275,7 @@ class Store:
 
     def _follow(self) -> None:
         try:
-            self._apply(np.empty(0, ROW), lambda n: None)
+            self._apply(NO_ROWS, lambda n: None)
         except Exception as error:  # said, and mended, when the run ends
             self._failure = error
 
@@ -313,7 +313,8 @@ class Store:
 
     def _kept(self, rows: np.ndarray) -> np.ndarray:
         """Rows without those that people deleted, or that are being removed."""
-        return rows[~np.isin(rows["id"], np.concatenate([self.journal.gone, self.journal.removing]))]
+        hidden = np.concatenate([self.journal.gone, self.journal.removing])
+        return rows[~np.isin(rows["id"], hidden)] if len(hidden) else rows
 
     def _is_behind(self) -> bool:
         return self.journal.end > self.journal.indexed or len(self.journal.changed) > 0
