@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from tests.support.annotation_data import fill_cache, image_bytes, make_collection, names_in, random_vectors, tree
+from utils.annotation import history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N, N_DIRS, N_NEAREST = 300, 25, 6
@@ -88,22 +89,25 @@ def _rank(name: str) -> int:
 
 
 def kill_dirload(folder: Path, n_kills: int, seed: int) -> dict[str, int]:
-    """Kills, and how many left the old records and how many the new; asserts that it is never anything else."""
+    """Kills, and how many left the old records and how many the new; asserts that it is never anything else, that the
+    next load has all of it, and that undoing that load leaves none of it."""
     make_images(folder)
     assert run(folder, "ann_dirrify.py", *DIRRIFY) == 0
     for image in [*(folder / "data/dirrify").glob("*/*")][::3]:
         if not image.name.startswith("0_"):
             image.unlink()
+    shutil.rmtree(next((folder / "data/dirrify").glob("3_*")))
     annotated, backup = folder / "data/annotated.json", folder / "data/annotated.json.bak"
     annotated.write_text(old := json.dumps([{"pos": ["00000000-0000-4000-8000-000000000000"], "neg": []}]))
     assert run(folder, "ann_dirload.py") == 0
-    new = annotated.read_text()
+    new, discarded = annotated.read_text(), read_discarded(folder)
+    assert discarded
     rng, count = random.Random(seed), {"kills": 0, "old": 0, "new": 0}
     while count["kills"] < n_kills:
         annotated.write_text(old)
         backup.write_text("[]\n")
         (folder / "data/history.jsonl").unlink(missing_ok=True)
-        code = run(folder, "ann_dirload.py", kill_at=rng.randint(1, 30), watch="data")
+        code = run(folder, "ann_dirload.py", kill_at=rng.randint(1, 24), watch="data")
         is_new = annotated.read_text() == new
         assert is_new or annotated.read_text() == old
         assert backup.read_text() in (("[]\n", old) if not is_new else (old,))
@@ -112,7 +116,15 @@ def kill_dirload(folder: Path, n_kills: int, seed: int) -> dict[str, int]:
             count["new" if is_new else "old"] += 1
         assert run(folder, "ann_dirload.py") == 0
         assert annotated.read_text() == new
+        assert read_discarded(folder) == discarded
+        assert run(folder, "ann_dirload.py", "--undo") == 0
+        assert json.loads(annotated.read_text()) == json.loads(old)
+        assert not read_discarded(folder)
     return count
+
+
+def read_discarded(folder: Path) -> set[str]:
+    return history.discarded(history.read_events(folder / "data/history.jsonl"))
 
 
 if __name__ == "__main__":
