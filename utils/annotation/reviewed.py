@@ -265,7 +265,8 @@ def _find_places(review: Review, known: dict[str, Review]) -> Iterator[_Place]:
             enclosing[folder.path] = main or enclosing[folder.parent.path]
         _find_ids(folder, listed)
         files = [(next((id_ for id_ in file.ids if id_ in listed), file.ids[0]), file) for file in folder.files]
-        files = [(id_, file) for id_, file in files if file.state != "folder" or id_ in listed or not folder.parent]
+        is_other_dir = [f.state == "folder" and id_ in known and id_ not in listed for id_, f in files]
+        files = [pair for pair, is_dir in zip(files, is_other_dir) if not (is_dir and folder.parent)]
         is_direct = folder.parent is not None and folder.parent.parent is None
         yield _Place(
             folder.path,
