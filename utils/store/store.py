@@ -156,7 +156,7 @@ class Store:
             self._rebuild()
         else:
             self._accept(health)
-            self._mend("index, left behind by a run that was stopped")
+            self._bring_up_to_date("index, left behind by a run that was stopped")
 
     def _join(self, health: index.Health | None) -> None:
         """A server's collection has other writers, too: records are added to it, and it is never dropped."""
@@ -171,7 +171,7 @@ class Store:
         else:
             self._accept(health)
             self._others = np.setdiff1d(health.ids, self.own)
-        self._mend("index, from the journal")
+        self._bring_up_to_date("index, from the journal")
 
     def _accept(self, health: index.Health) -> None:
         """Note what a healthy collection says: how many records, which are gone; its model if the journal has none."""
@@ -188,7 +188,7 @@ class Store:
         if len(journal.gone):
             LOG.info("%d ids were deleted from the collection on purpose; they stay deleted", len(journal.gone))
 
-    def _mend(self, what: str) -> None:
+    def _bring_up_to_date(self, what: str) -> None:
         """Bring the collection up to date; compare all of it first if the last write to it did not end well."""
         differing = NO_ROWS
         if self.journal.indexing and self.journal.indexed:
@@ -241,7 +241,7 @@ class Store:
         database = self.path / "chroma.sqlite3"
         if index.call(index.is_database, self.path):
             raise UserError(
-                f"collection {self.name} in {self.path} can be neither read nor made anew: {error}; mend that and run "
+                f"collection {self.name} in {self.path} can be neither read nor made anew: {error}; fix that and run "
                 f"again, all {self.journal.n_records} vectors are safe in the journal"
             )
         for file in self.path.glob("chroma.sqlite3*"):  # SQLite's files beside it, too
@@ -261,7 +261,7 @@ class Store:
                 return
             raise UserError(
                 f"collection {self.name} in {self.place} cannot be written: {error}; all {self.journal.n_records} "
-                "vectors are safe in the journal, so mend that and run again"
+                "vectors are safe in the journal, so fix that and run again"
             ) from None
 
     def _apply(self, again: np.ndarray, progress: Callable[[int], Any]) -> None:
@@ -276,7 +276,7 @@ class Store:
     def _follow(self) -> None:
         try:
             self._apply(NO_ROWS, lambda n: None)
-        except Exception as error:  # said, and mended, when the run ends
+        except Exception as error:  # reported and repaired when the run ends
             self._failure = error
 
     def _compare(self, rows: Callable[[], np.ndarray], what: str) -> tuple[int, np.ndarray]:

@@ -244,9 +244,7 @@ class Journal:
                 if _is_damage(error, self.path):  # in a page that only writing uses
                     self.repair()
                     raise UserError(f"journal {self.path} was damaged ({error}) and is repaired; run again") from None
-                raise UserError(
-                    f"journal {self.path} cannot be written: {error}; mend that and run again, it goes on here"
-                ) from None
+                raise UserError(f"journal {self.path} cannot be written: {error}; fix that and run again") from None
 
     def _connect(self) -> sqlite3.Connection:
         if self._database is None:
@@ -273,7 +271,7 @@ class Journal:
         """Rename what is no SQLite file any more. Raises UserError for other errors (locked, full, no permission)."""
         self.close()
         if not _is_damage(error, self.path):
-            raise UserError(f"journal {self.path} cannot be read: {error}; mend that and run again") from None
+            raise UserError(f"journal {self.path} cannot be read: {error}; fix that and run again") from None
         for suffix in _FILES:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
