@@ -204,6 +204,8 @@ def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argp
     if not work.count(TODO):
         return
     folders = (str(work.source.path.resolve()),) if work.source.is_folder else ()
+    if args.download_allow_local and not args.chroma_server_url:  # others write to a server
+        note_named(Path(args.chromadb_path), Path(Path.cwd().anchor))  # later stages read the files of this run
     plan = make_plan(store, folders, args)
     if not args.embed_ray_address:
         run.embed_todo(work, store, model, plan)

@@ -133,6 +133,19 @@ def test_a_csv_of_the_same_files_gives_the_same_collection(
         assert (vector == same).all()
 
 
+def test_local_files_that_embed_was_allowed_to_read_are_found_by_later_stages(
+    tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
+):
+    (tmp_path / "list").write_text("\n".join(map(str, paths_of(folder))))
+    model = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
+    assert run_here("embed.py", "list", *model, "--download-allow-local").returncode == 0
+    made = run_here("ann_dirrify.py", "--ann-dirrify-ndirs", "1", "--ann-dirrify-nnearest", "5")
+    assert made.returncode == 0 and made.stdout.startswith("1 directories with 6 images"), made.stdout
+    (tmp_path / "more").write_text(f"{folder.parent}/other.jpg\n")
+    more = run_here("embed.py", "more", *model)
+    assert more.returncode == 2 and "lets them in" in more.stderr, "the next list must be allowed anew"
+
+
 def test_naming_a_folder_lets_no_list_reach_its_files_or_their_neighbors(
     tmp_path: Path, run_here: RunScript, folder: Path
 ):

@@ -121,13 +121,13 @@ def is_same_file(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def note_named(store: Path, folder: Path) -> None:
-    """Note that `folder` was named as input for the store: its files may be read without DOWNLOAD_ALLOW_LOCAL."""
+    """Note that files of the store in and below `folder` are allowed: later stages read them where they lie."""
     if (path := str(folder.resolve())) not in (known := named_folders(store)):
         write_json(store / _NAMED, [*known, path])
 
 
 def named_folders(store: Path) -> tuple[str, ...]:
-    """Absolute paths of the folders that were named as input for the store in the folder `store`."""
+    """Absolute paths of the folders that note_named noted for the store in the folder `store`."""
     path = store / _NAMED
     return tuple(read_json(path, "list of input folders")) if path.exists() else ()
 
