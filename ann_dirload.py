@@ -274,7 +274,7 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
                 else ""
             )
         )
-    if gone := missing_dirs(review):
+    if gone := missing_dirs(review, load):
         yield (
             f"warning: {gone} of {review.root} are gone: discarded, if the reviewer deleted them; if the copy is not "
             f"complete, {'complete it before loading' if is_dry else 'take this load back (--undo) and complete it'}"
@@ -302,9 +302,9 @@ def untouched_end(review: Review, load: Load) -> list[str]:
     return names[::-1]
 
 
-def missing_dirs(review: Review) -> str:
+def missing_dirs(review: Review, load: Load) -> str:
     """All, most, or two and more directories at the end, in index order or as a program sorts names; "" if none."""
-    gone = {folder.main for folder in review.discarded}
+    gone = {folder.main for folder in load.discarded if folder.review is review}
     mains = list(review.samples)
     if 2 * len(gone) > len(mains):
         return f"{'all' if len(gone) == len(mains) else 'most'} directories ({len(gone)} of {len(mains)})"

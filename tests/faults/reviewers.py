@@ -567,7 +567,8 @@ class Desk:
         if verdict is None:
             if not any(record["pos"][0] == main for record in self.records):
                 self.discarded.add(main)
-            return True
+                return True
+            return self.recorded_by.get(main, root.name) == root.name  # else another's decision, in no record
         if not verdict.is_recorded:
             told["not recorded"] += 1
             return False
