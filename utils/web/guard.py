@@ -315,7 +315,7 @@ class _Timed:
             return super()._new_conn()  # type: ignore[misc]
         try:
             found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        except socket.gaierror:
+        except OSError:
             socket.socket().close()  # raises EMFILE where that is why the name server could not be asked
             raise
         failure: Exception = OSError("the name has no address")
