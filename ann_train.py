@@ -98,10 +98,14 @@ def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, lis
         load_vectors = collection.spool_vectors(images, ids)
     row_of = {id_: row for row, id_ in enumerate(ids)}
     there = [record for record in records if record["pos"][0] in row_of]
-    rows = [
-        [[row_of[id_] for id_ in ids if id_ in row_of] for ids in (record["pos"], record["neg"])] for record in there
+    groups = [
+        (
+            [row_of[id_] for id_ in record["pos"] if id_ in row_of],
+            [row_of[id_] for id_ in record["neg"] if id_ in row_of],
+        )
+        for record in there
     ]
-    return normalize(load_vectors()), [(kept, deleted) for kept, deleted in rows], [r["pos"][0] for r in there]
+    return normalize(load_vectors()), groups, [record["pos"][0] for record in there]
 
 
 def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dict[str, Any]) -> Projection | None:

@@ -275,14 +275,13 @@ def informative(pool: Pool, n_nearest: int) -> Choice:
 
     def choose(rows: list[int], similarities: list[float]) -> list[int]:
         p = _logistic(slope * np.array(similarities) + offset)
-        vectors = pool.vectors()[rows]
-        chosen = list(range(min(ALWAYS, n_nearest, len(rows))))
-        distance = 1 - _max_similarity(vectors, vectors[chosen])
+        vectors, distance, chosen = pool.vectors()[rows], np.full(len(rows), 2, np.float32), list[int]()
         while len(chosen) < min(n_nearest, len(rows)):
             score = p * (1 - p) * np.sqrt(np.maximum(distance, 0))
             score[chosen] = -1
-            chosen.append(int(score.argmax()))
-            np.minimum(distance, 1 - vectors @ vectors[chosen[-1]], out=distance)
+            chosen.append(len(chosen) if len(chosen) < ALWAYS else int(score.argmax()))
+            cosine = np.einsum("ij,j->i", vectors, vectors[chosen[-1]])  # not BLAS, whose threads wait for each other
+            np.minimum(distance, 1 - cosine, out=distance)
         return sorted(chosen)
 
     return choose
