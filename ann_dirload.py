@@ -31,7 +31,7 @@ MAX_PAUSE_S, MIN_PACE_S = 600, 1  # between two directories: a longer time is a 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, NAMES)
-    parser.add_argument("dirs", nargs="*", metavar="DIR", help="folders of ann_dirrify.py, instead of the constant's")
+    parser.add_argument("dirs", nargs="*", metavar="DIR", help="folders, in place of ANN_DIRRIFY_DIR_PATH")
     switches = parser.add_mutually_exclusive_group()
     switches.add_argument(
         "--dry-run", action="store_true", help="show progress and what would be recorded, change nothing"
@@ -166,7 +166,7 @@ def changes(compared: Sequence[Compared]) -> str:
 def comparison(load: Load) -> Iterator[str]:
     """Directories that differ from their records, and agreement with those that were recorded from another root."""
     if load.different:
-        remedy = "to replace these load with --replace"
+        remedy = "to replace those records, run again with --replace"
         yield f"{len(load.different)} directories differ from their records; {remedy}: {changes(load.different)}"
     if load.gone:
         names = ", ".join(cut([folder.name for folder in load.gone]))
@@ -218,7 +218,7 @@ def next_step(review: Review, load: Load) -> str:
     is_complete = not review.skipped and not review.foreign
     is_complete &= not any(folder.undecided for folder in review.dirs)
     if not is_complete or any(folder.review is review for folder in kept_out):
-        return f"not everything in {review.root} is in the records: keep it until it is"
+        return f"some of {review.root} is not recorded yet: keep the folder until it is"
     new = [*load.loaded, *load.discarded, *(folder for folder, _ in load.replaced)]
     is_new = any(folder.review is review for folder in new)
     done = f"{review.root} is loaded" if is_new else f"nothing new in {review.root}: it was recorded before"
@@ -245,7 +245,7 @@ def progress(review: Review, load: Load) -> Iterator[str]:
 def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
     """Images that are neither positive nor negative, by kind."""
     what = {
-        UNKNOWN: "unknown: neither positive nor negative, {} images that may not be here as a whole",
+        UNKNOWN: "unknown: neither positive nor negative, {} images that may be incomplete",
         ASIDE: "set aside: neither positive nor negative, {} images moved into other folders",
         MISPLACED: "{} images lie in a folder other than their own, neither positive nor negative; move them back",
     }
@@ -281,7 +281,7 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         )
     if review.nameless:
         shown = ", ".join(cut(review.nameless, 5))
-        yield f"warning: {len(review.nameless)} images without an id are none that {review.root} was made with: {shown}"
+        yield f"warning: {len(review.nameless)} images without an id match none of {review.root}: {shown}"
     if review.n_empty:
         yield f"warning: {review.n_empty} directories of {review.root} hold none of their images: is the copy complete?"
     if n_halved := halved_dirs(review, load):

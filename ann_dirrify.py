@@ -125,7 +125,10 @@ def history_path(args: argparse.Namespace) -> Path | None:
 def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namespace) -> Groups:
     """Groups in the order to make them. A continued run first draws the groups it has already, if the data allow."""
     if not writer.same_data:
-        LOG.warning("images or decisions changed since %s was begun; the rest are other directories", writer.root)
+        LOG.warning(
+            "images or decisions changed since %s was begun; the rest is drawn from the new data",
+            writer.root,
+        )
         candidates.leave_out(id_ for listed in writer.samples.values() for id_ in listed)
     pool, n_nearest, name = make_pool(candidates, args), args.ann_dirrify_nnearest, args.ann_sampler_name
 
@@ -240,7 +243,7 @@ class Made:
     """Counts of a run."""
 
     n_lost: int = 0  # main images that could not be loaded
-    n_dropped: int = 0  # near duplicates skipped for the next nearest
+    n_dropped: int = 0  # near duplicates replaced by the next nearest image
 
 
 def make_dirs(
@@ -278,10 +281,10 @@ def print_summary(root: Path, samples: Samples, images: DirImages, made: Made) -
     n_images = sum(map(len, samples.values()))
     print(
         f"{len(samples)} directories with {n_images} images in {root} "
-        f"({images.n_copied} from the cache, {images.n_downloaded} downloaded or read where they lie)"
+        f"({images.n_copied} from the cache, {images.n_downloaded} downloaded or read in place)"
     )
     if made.n_dropped:
-        print(f"near duplicates skipped for the next nearest (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")
+        print(f"near duplicates replaced by the next nearest image (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")
     if images.failures:
         reasons = ", ".join(f"{reason} {n}" for reason, n in images.failures.most_common())
         print(f"images left out because they could not be loaded: {images.failures.total()} ({reasons})")

@@ -143,7 +143,7 @@ def print_left_out(left_out: LeftOut, no_value: str) -> None:
     for reason, mains in left_out.groups.items():
         print_ids("group", mains, "left out", reason)
     if left_out.other_split:
-        print(f"negatives left out: {left_out.other_split}, which lie in another split than their group")
+        print(f"negatives left out: {left_out.other_split}, which lie in a different split from their group")
     if left_out.contradictory:
         print(f"negatives left out: {left_out.contradictory}, which are positives of the same record")
 

@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
     parser = cli.parser(__doc__, config, names.split())
     parser.add_argument(
-        "--compare-collection", default="", metavar="NAME", help="judge this collection, too: same ids, another model"
+        "--compare-collection", default="", metavar="NAME", help="also judge this collection (same ids, another model)"
     )
     return parser.parse_args(argv)
 
@@ -146,7 +146,11 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 def format_estimate(estimate: Figures) -> str:
     value, low, high, n = estimate.values()
-    return "no group has both" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}] over {n} groups"
+    return (
+        "no group has both kept and deleted images"
+        if value is None
+        else f"{value:.3f} [{low:.3f}, {high:.3f}] over {n} groups"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Relative paths start at the folder in which a script is started.
 
 # --- the list and the store ------------------------------------------------------------------------------------------
 FORMATTED_DATA_PATH = "data/formatted.json"  # input: a folder of images or a list: JSON, CSV, Parquet, URLs
-URL_FIELD = "url"  # the field or column that holds the URL; it is stored as url, and another field url as _url
+URL_FIELD = "url"  # field or column of the URL, stored as url; a different field named url is stored as _url
 ID_FIELD = "url"  # the field that identifies an item: id = uuid5(NAMESPACE_URL, value); changing it changes every id
 CHROMADB_PATH = "data/chroma"  # folder of the embedded Chroma and of the durable vectors; deleting it starts afresh
 COLLECTION_NAME = "images"  # name of the collection: 3 to 512 characters of a-z, A-Z, 0-9, '.', '_', '-'
@@ -19,9 +19,7 @@ LOGS_DIR_PATH = "data/logs"  # one log file per run; "" writes none
 
 # --- the model --------------------------------------------------------------------------------------------------------
 CLIP_MODEL_NAME = "ViT-B-32"  # an open_clip model name, 'hf-hub:ORG/NAME', 'local-dir:PATH' or 'timm:NAME'
-CLIP_PRETRAINED = (
-    "laion2b_s34b_b79k"  # a tag or a checkpoint file, "" for timm's own; unused with hf-hub: and local-dir:
-)
+CLIP_PRETRAINED = "laion2b_s34b_b79k"  # a tag or a checkpoint file; "" = timm's own; unused with hf-hub:, local-dir:
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), or a torch device such as cpu or cuda:1
 PRECISION = "auto"  # auto (the fastest that is accurate enough), fp32, bf16 or fp16
 BATCH_SIZE = 32  # images per forward pass; 32 is best on CPUs, 256 and more on GPUs
@@ -51,13 +49,13 @@ ANN_DIRRIFY_NDIRS = 100  # directories to generate
 ANN_DIRRIFY_NNEAREST = 20  # nearest images in a directory, beside the main image
 ANN_DIRRIFY_PICK = "nearest"  # neighbors shown: nearest, or informative (near ones whose decisions teach most)
 ANN_DIRRIFY_PICK_AMONG = 160  # informative chooses among this many nearest images
-ANN_DIRRIFY_POOL: list = []  # more collections of the same ids: a directory shows the nearest of all, in turns by rank
+ANN_DIRRIFY_POOL: list = []  # more collections with the same ids; a directory alternates between their nearest images
 ANN_DIRRIFY_MAX_SIMILARITY = 1.0  # cosine; skip neighbors more similar than this to an image already listed; 1 = off
 ANN_DIRRIFY_MAX_SIDE = 1600  # pixels; larger or uncommon images are shown as JPEG or PNG copies; 0 = originals
 ANN_DIRRIFY_WHERE: dict = {}  # Chroma's `where` on metadata, as JSON: which may be main images; {} = all
 ANN_DIRRIFY_NEIGHBORS_WHERE: dict = {}  # the same for neighbors
 ANN_DIRRIFY_SHOW_JUDGED = False  # show judged pairs and discarded main images again
-ANN_DIRRIFY_EXCLUDE_DIRS: list = []  # folders of other reviewers; images in them become no main images
+ANN_DIRRIFY_EXCLUDE_DIRS: list = []  # other reviewers' folders; images in them are not used as main images
 ANN_HISTORY_PATH = "data/history.jsonl"  # what was shown and decided, as JSON lines; "" = none
 
 # --- training and judging ---------------------------------------------------------------------------------------------

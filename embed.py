@@ -48,7 +48,7 @@ CONSTANTS = """FORMATTED_DATA_PATH URL_FIELD ID_FIELD CHROMADB_PATH CHROMA_SERVE
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, CONSTANTS.split())
     parser.add_argument("input", nargs="?", metavar="LIST_OR_FOLDER", help="in place of FORMATTED_DATA_PATH")
-    parser.add_argument("--retry-failed", action="store_true", help="try lasting failures again, too")
+    parser.add_argument("--retry-failed", action="store_true", help="also retry permanent failures")
     parser.add_argument("--refresh-metadata", action="store_true", help="replace stored metadata that the list changed")
     parser.add_argument("--refresh-changed", action="store_true", help="embed changed files of a folder again")
     parser.add_argument("--prune", action="store_true", help="remove stored records that are no longer in the list")
@@ -158,7 +158,7 @@ def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None
         work.outcome[indexes] = TODO
         print(f"{len(changed)} files changed since they were embedded, and are embedded again")
     elif changed:
-        finding = f"{len(changed)} files are other ones than those embedded under the same name"
+        finding = f"{len(changed)} files differ from those embedded under the same name"
         print(f"{finding}, the first is {printable(changed[0][1])}; --refresh-changed embeds them again")
         LOG.debug("changed files: %s", [url for _, url in changed])
 
@@ -283,7 +283,7 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
         files, size = ImageCache(args.image_cache_dir_path, 0).size()
         print(f"image cache {args.image_cache_dir_path}: {files} files, {size / 1e6:.1f} MB")
     if work.count(STORED) and behind_proxy():
-        print("a proxy was used; the proxy checks resolved addresses, not embed.py")
+        print("a proxy was used, so checking resolved addresses was left to it")
 
 
 if __name__ == "__main__":

@@ -250,8 +250,8 @@ def test_readme_says_what_to_do_about_every_reason():
 
 # --- utils/README.md tells the way of a record ------------------------------------------------------------------------
 WAYS = {
-    "embed": "## The way of a record through embed.py",
-    "ann_dirload": "## The way of a kept id through ann_dirload.py",
+    "embed": "## How a record moves through embed.py",
+    "ann_dirload": "## How a kept id moves through ann_dirload.py",
 }
 
 

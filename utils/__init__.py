@@ -1,1 +1,1 @@
-"""What the stage scripts are made of: one noun per module."""
+"""What the stage scripts share: the hall here, and a room per concern. errors.py says which failures can heal."""

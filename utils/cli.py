@@ -81,12 +81,12 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
 def run(main: Callable[[], int], at_once: bool = False) -> None:
     """Run a script's main and exit with its code; UserError, Ctrl-C and SIGTERM become one line on stderr.
 
-    `at_once`: run exit handlers, but do not take the interpreter apart, which needs over a second once torch is loaded.
+    `at_once`: run exit handlers, but skip the interpreter's teardown, which needs over a second once torch is loaded.
     """
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # paths may hold letters that the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
     with stoppable() as stop:
         try:
             stop.code = main()

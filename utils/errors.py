@@ -1,4 +1,4 @@
-"""The two kinds of error that are no bugs: a fault that the user can fix, and an image that cannot be used."""
+"""The two kinds of errors that are not bugs: a fault that the user can fix, and an image that cannot be used."""
 
 from __future__ import annotations
 

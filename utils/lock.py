@@ -28,7 +28,7 @@ def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=wait_s)
     except filelock.Timeout:
-        raise UserError(f"{what} is in use by {_read_owner(owner)}; wait until it has ended, or end it") from None
+        raise UserError(f"{what} is in use by {_read_owner(owner)}; wait for it to finish, or stop it") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))

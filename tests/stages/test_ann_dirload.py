@@ -322,9 +322,7 @@ def test_an_image_that_is_not_there_as_a_whole_is_unknown(name, content, capsys)
     path.with_name(name.format(path.name)).write_bytes(content)
     assert dirload() == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
     out = capsys.readouterr().out
-    assert (
-        f"unknown: neither positive nor negative, 1 images that may not be here as a whole: {folder(0).name}: " in out
-    )
+    assert f"unknown: neither positive nor negative, 1 images that may be incomplete: {folder(0).name}: " in out
     assert name.format(path.name) in out
     assert "can be deleted" not in out
 
@@ -414,7 +412,7 @@ def test_an_image_without_its_id_that_matches_none_leaves_its_directory_unrecord
 def test_an_image_that_nobody_misses_is_no_reason_to_leave_its_directory_out(capsys):
     (folder(0) / "my dog.jpg").write_bytes(image_bytes(99))
     assert dirload() == ALL
-    assert f"1 images without an id are none that {ROOT} was made with" in capsys.readouterr().out
+    assert f"1 images without an id match none of {ROOT}" in capsys.readouterr().out
 
 
 def test_identical_images_of_a_collection_without_their_ids_are_unknown():
@@ -435,7 +433,7 @@ def test_a_directory_that_is_something_else_now_is_not_discarded(name, capsys):
     target.mkdir() if name.startswith(".") else target.write_bytes(b"PK")
     assert dirload() == [ALL[0], *ALL[2:]]
     out = capsys.readouterr().out
-    assert "not recorded: 1 that is no folder any more (put it back)" in out
+    assert "not recorded: 1 folder replaced by a file (put it back)" in out
     assert "discarded 0" in out
     assert "can be deleted" not in out
 
@@ -449,7 +447,7 @@ def test_a_folder_loaded_too_early_is_compared_with_its_records(capsys):
     capsys.readouterr()
     assert dirload() == ALL
     out = capsys.readouterr().out
-    assert "2 directories differ from their records; to replace these load with --replace: " in out
+    assert "2 directories differ from their records; to replace those records, run again with --replace: " in out
     assert f"{folder(3).name}: 5 -> 3 positives, 0 -> 1 negatives" in out
     assert "can be deleted" not in out
     assert "second look" not in out
@@ -477,7 +475,7 @@ def test_two_reviewers_of_the_same_directories_are_compared(at_once, capsys):
     assert "second look at 4 directories: 13 of 15 images judged alike (87%), Cohen's kappa 0.42" in out
     assert f"disagreement: {folder(0).name}: {ids(0, 1)[0]} deleted in the record, kept here" in out
     assert f"disagreement: {folder(0).name}: {ids(0, 3)[0]} kept in the record, deleted here" in out
-    assert "not everything in b is in the records" in out
+    assert "some of b is not recorded yet" in out
     events = [json.loads(line) for line in Path("data/history.jsonl").read_text().splitlines()]
     looks = [event for event in events if "second_look" in event]
     assert looks[0]["second_look"] == {"kept": ids(0, 0, 1, 4), "deleted": ids(0, 2, 3)}

@@ -471,7 +471,7 @@ def test_near_duplicates_give_their_place_to_the_next_and_are_counted(vectors, c
     dirrify("--ann-dirrify-max-similarity", 0.99)
     for listed in read_samples().values():
         assert len({ids.index(id_) % N for id_ in listed}) == 6
-    assert "near duplicates skipped for the next nearest" in capsys.readouterr().out
+    assert "near duplicates replaced by the next nearest image" in capsys.readouterr().out
 
 
 def test_a_pair_that_was_judged_is_not_shown_again_in_either_order(ids):

@@ -89,7 +89,7 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     path = paths_of(folder)[4]
     path.write_bytes(photos[20].data)
     named = run_here("embed.py", folder, *model)
-    finding = f"1 files are other ones than those embedded under the same name, the first is {path}; --refresh-changed"
+    finding = f"1 files differ from those embedded under the same name, the first is {path}; --refresh-changed"
     assert finding in named.stdout and summary(0, 8, 0, 0, 0, 0) in named.stdout
     assert finding in run_here("embed.py", folder, *model, "--refresh-metadata").stdout, "it stays so"
     refreshed = run_here("embed.py", folder, *model, "--refresh-changed")
@@ -106,9 +106,7 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     shutil.copytree(folder / "Kreta 2019", other)  # its own files, and one of a name that is there
     (other / path.name).write_bytes(photos[21].data)
     mixed = run_here("embed.py", other, *model)
-    assert f"1 files are other ones than those embedded under the same name, the first is {other / path.name}" in (
-        mixed.stdout
-    )
+    assert f"1 files differ from those embedded under the same name, the first is {other / path.name}" in (mixed.stdout)
     assert summary(2, 1, 0, 0, 0, 0) in mixed.stdout
 
 

@@ -54,7 +54,7 @@ KINDS = {  # directories that cannot be recorded: kind -> one of them, several o
     "copied": ("main image with two folders (keep one)", "main images with two folders (keep one)"),
     "moved": ("moved folder (move it back)", "moved folders (move them back)"),
     "no main": ("without main image", "without main image"),
-    "no folder": ("that is no folder any more (put it back)", "that are no folders any more (put them back)"),
+    "no folder": ("folder replaced by a file (put it back)", "folders replaced by files (put them back)"),
     "no id": ("with an image without id (put its id back)", "with images without id (put their ids back)"),
     "misfit": ("folder whose samples.json is another run's", "folders whose samples.json is another run's"),
 }

@@ -38,7 +38,7 @@ class LeftOut:
     """The part of the records that is not in the files."""
 
     valueless: set[str] = field(default_factory=set)  # ids in the collection, but without a value
-    other_split: int = 0  # negatives that lie in another split than their group
+    other_split: int = 0  # negatives that lie in a different split from their group
     contradictory: int = 0  # negatives that are positives of the same record
     groups: dict[str, list[str]] = field(default_factory=dict)  # reason -> main images
 
