@@ -5,8 +5,9 @@
 Nineteen photos, each in sixteen variations and twelve details, are served from this machine, embedded, and grouped into
 folders. Then comes the reviewer's part, played by this script (or by you: --review): deleting every image that shows
 another photo than the folder's main image. What is left becomes positives, what is gone hard negatives. A second round
-shows informative images. ann_train.py learns from both rounds, and is judged on details that were in no folder. An
-export for training and a report end it. FOLDER (data/demo) is made afresh.
+shows informative images. ann_train.py learns from both rounds, and is judged on details that were in no folder; the
+details were made so that there is something to learn, and illustrate the stage. An export for training, a report, and a
+folder of pictures as input end it. FOLDER (data/demo) is made afresh.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ FILES = {  # flag -> what it names in the demo's folder; removed when the next r
     "--ann-projection-path": "projection.npz",
     "--logs-dir-path": "logs",
 }
-SECOND_ROUND = "dirrify-2"
+SECOND_ROUND, PICTURES = "dirrify-2", "pictures"
 N_DETAILS, HELD_OUT = 12, 4  # hard views of each photo, one in four of which is in no folder
 ID_FIELD = "name"  # the server's port is another in each run: a URL identifies no photo here
 N_DIRS, N_NEAREST = 20, 24  # more neighbors than a photo has variations: each folder has something to delete
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     report_annotations(folder, photos, decisions)
     train(folder, photos)
     export_and_report(folder)
+    embed_pictures(folder, photos, model_name)
     return say_what_next(folder, model_name)
 
 
@@ -107,7 +109,7 @@ def start_afresh(folder: Path) -> None:
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(f"tests/demo.py made this folder; its next run replaces {', '.join(FILES.values())}.\n")
-    for name in (*FILES.values(), SECOND_ROUND, "annotated.json.bak"):
+    for name in (*FILES.values(), SECOND_ROUND, PICTURES, "annotated.json.bak"):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -180,6 +182,18 @@ def export_and_report(folder: Path) -> None:
     paths = ["--annotated-data-path", "--chromadb-path", "--image-cache-dir-path", "--logs-dir-path"]
     run_stage(command("ann_export.py", folder, [*paths, "--ann-export-dir-path"]))
     run_stage(command("ann_report.py", folder, [*paths, "--ann-history-path", "--ann-report-dir-path"]))
+
+
+def embed_pictures(folder: Path, photos: list[Variation], model_name: str) -> None:
+    """A folder of files in place of a list: the photos themselves."""
+    print("\nA folder as input, into a collection of its own:")
+    (folder / PICTURES).mkdir()
+    for photo in photos:
+        if photo.kind == "original":
+            (folder / PICTURES / photo.name).write_bytes(photo.data)
+    paths = ["--chromadb-path", "--failed-data-path", "--image-cache-dir-path", "--logs-dir-path"]
+    own = ["--collection-name", PICTURES, "--clip-model-name", model_name, shown(folder / PICTURES)]
+    run_stage(command("embed.py", folder, paths, *own))
 
 
 def command(script: str, folder: Path, paths: list[str], *more: str) -> list[str]:
@@ -289,7 +303,7 @@ def say_what_next(folder: Path, model_name: str) -> int:
     print(f"\nFor training: {shown(folder / FILES['--ann-export-dir-path'])}")
     print(f"To look at in a browser: {shown(folder / FILES['--ann-report-dir-path'] / 'report.html')}")
     print(f"Look into {shown(folder)}: {', '.join(FILES.values())}")
-    print("\nThe same with your own list in data/formatted.json, and this model, which needs no network:")
+    print("\nThe same with your own folder, or your list in data/formatted.json, and this model, without network:")
     python = shown(sys.executable)
     print(f"  {quoted([python, shown(ROOT / 'embed.py'), '--clip-model-name', model_name])}")
     print(f"  {quoted([python, shown(ROOT / 'ann_dirrify.py')])}")

@@ -122,7 +122,7 @@ def photograph_report(page: Path, picture: Path) -> None:
     with tempfile.TemporaryDirectory() as profile, browser.opened(program, Path(profile)) as tab:
         tab.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
         tab.open(page.absolute().as_uri())
-        tab.run("document.querySelector('.group').scrollIntoView()")
+        tab.run("document.querySelector('#group0').scrollIntoView()")  # the first round: whole photos
         tab.run("new Promise(done => setTimeout(done, 1500))")
         shrink(base64.b64decode(tab.call("Page.captureScreenshot", format="png")["data"]), picture)
 
