@@ -99,7 +99,10 @@ class Fetcher:
 
     def __iter__(self) -> Iterator[Result]:
         while True:
-            result = self._results.get()
+            try:  # Ctrl-C ends no wait that it just precedes, nor any on Windows: wait a second at a time
+                result = self._results.get(timeout=1)
+            except queue.Empty:
+                continue
             if result is None:
                 return
             if isinstance(result, BaseException):
