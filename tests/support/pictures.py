@@ -1,62 +1,55 @@
 """The README's pictures, made from the demo: a folder under review in a file manager, and the report in a browser.
 
-    python -m tests.support.pictures [FOLDER]
+    python -m tests.support.pictures [FOLDER] [--formats]
 
-Needs Xvfb, PCManFM, ImageMagick and Chromium (Debian: xvfb pcmanfm imagemagick chromium). Writes .github/pictures/. All
-photos in them are those of scikit-image that are in the public domain or CC0.
+Needs Xvfb, D-Bus, PCManFM, ImageMagick and Chromium (Debian: xvfb dbus pcmanfm imagemagick chromium). Writes
+.github/pictures/. All photos in them are those of scikit-image that are in the public domain or CC0.
+
+With --formats it photographs a directory made from files of every format instead, in each of PCManFM, Thunar, Nautilus
+and Dolphin that is installed. Thunar sometimes leaves one thumbnail out, another one each time: look twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
-import os
+import io
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
 from tests import demo
-from tests.support import browser
+from tests.support import browser, file_managers, offline_model, photos
+from tests.support.image_files import encoded, exif, png_chunks
 from utils.cli import run
 
 PICTURES = demo.ROOT / ".github" / "pictures"
 # Source: the docstrings of skimage.data, which give each photo's license.
 FREE_PHOTOS = ["astronaut.png", "camera.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "rocket.jpg"]
 WIDTH, HEIGHT = 1_200, 760  # pixels of a picture
+SIZE = {"width": file_managers.WIDTH, "height": file_managers.HEIGHT}  # pixels of the report's picture
 N_COLORS = 128  # of a picture's palette: two pictures stay under 300 KB each
-SETTINGS = {
-    "pcmanfm/default/pcmanfm.conf": f"""[ui]
-always_show_tabs=0
-hide_close_btn=1
-win_width={WIDTH}
-win_height={HEIGHT}
-splitter_pos=0
-side_pane_mode=hidden;places
-view_mode=icon
-toolbar=navigation;
-show_statusbar=1
-""",
-    "libfm/libfm.conf": """[ui]
-big_icon_size=128
-thumbnail_size=128
-show_thumbnail=1
-""",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("data/pictures"), help="default: data/pictures")
-    folder: Path = parser.parse_args(argv).folder
+    parser.add_argument("--formats", action="store_true", help="write FOLDER/MANAGER.png, a directory of every format")
+    args = parser.parse_args(argv)
+    folder: Path = args.folder
+    if args.formats:
+        show_formats(folder)
+        return 0
     demo.PHOTOS[:] = FREE_PHOTOS
     PICTURES.mkdir(parents=True, exist_ok=True)
     demo.main([str(folder), "--review"])
     directory = min((folder / "dirrify").glob("*_*/"), key=lambda path: demo.rank_and_id(path)[0])
-    photograph_directory(directory, PICTURES / "review.png")
+    shrink(file_managers.photograph("pcmanfm", directory), PICTURES / "review.png")
     demo.main([str(folder)])
     photograph_report(folder / "report" / "report.html", PICTURES / "report.png")
     for path in sorted(PICTURES.glob("*.png")):
@@ -64,63 +57,59 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def photograph_directory(directory: Path, picture: Path) -> None:
-    with tempfile.TemporaryDirectory() as home, screen() as display:
-        for name, text in SETTINGS.items():
-            path = Path(home, name)
-            path.parent.mkdir(parents=True)
-            path.write_text(text)
-        environment = {**os.environ, "DISPLAY": display, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home, "HOME": home}
-        environment.pop("DBUS_SESSION_BUS_ADDRESS", None)
-        shown = shutil.copytree(directory, Path(home, "dirrify", directory.name))  # its path is in the picture
-        manager = subprocess.Popen(["pcmanfm", "--no-desktop", str(shown)], env=environment)
-        try:
-            wait_until_still(environment)
-            shrink(grab(environment, "png"), picture)
-        finally:
-            manager.terminate()
-            manager.wait()
+def show_formats(folder: Path) -> None:
+    """Photograph a directory made from files of every format, into `folder`, in each file manager of this machine."""
+    model, files = offline_model.build_small_vit(folder / "model"), folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    for name, file in files_of_every_format().items():
+        (files / name).write_bytes(file.read())
+    for command in (["embed.py", "files", "--clip-model-name", f"local-dir:{model.absolute()}"], ["ann_dirrify.py"]):
+        subprocess.run([sys.executable, str(demo.ROOT / command[0]), *command[1:]], cwd=folder, check=True)
+    directory = next((folder / "data" / "dirrify").glob("0_*"))
+    for manager in filter(shutil.which, file_managers.SETTINGS):
+        picture = folder / f"{manager}.png"
+        picture.write_bytes(file_managers.photograph(manager, directory))
+        print(picture)
 
 
-@contextlib.contextmanager
-def screen() -> Iterator[str]:
-    reading, writing = os.pipe()
-    server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{WIDTH}x{HEIGHT}x24", "-nolisten", "tcp"],
-        pass_fds=[writing],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(writing)
-    try:
-        with open(reading) as file:
-            yield f":{file.readline().strip()}"
-    finally:
-        server.terminate()
-        server.wait()
+def files_of_every_format() -> dict[str, io.BytesIO]:
+    """One photo with the name of its format written on it; all that is not its first frame shows another."""
 
+    def labeled(name: str) -> Image.Image:
+        image = photos.load("coffee.png")
+        font = ImageFont.load_default(70)
+        ImageDraw.Draw(image).text((10, 10), name, "white", font, stroke_width=4, stroke_fill="black")
+        return image
 
-def grab(environment: dict[str, str], kind: str) -> bytes:
-    command = ["import", "-window", "root", "-depth", "8", f"{kind}:-"]
-    return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
-
-
-def wait_until_still(environment: dict[str, str], still_s: float = 3, most_s: float = 60) -> None:
-    """Until the screen has shown something, and the same, for a while: thumbnails come one by one."""
-    last, since, begun = b"", time.monotonic(), time.monotonic()
-    while time.monotonic() - begun < most_s:
-        now = grab(environment, "rgb")
-        if now != last or len(set(now[:3_000_000:997])) < 8:
-            last, since = now, time.monotonic()
-        elif time.monotonic() - since > still_s:
-            return
-        time.sleep(0.3)
+    more = {"save_all": True, "append_images": [photos.load("rocket.jpg").resize(labeled("").size)]}
+    turned = labeled("rotated").transpose(Image.Transpose.ROTATE_90)
+    clear = labeled("clear")
+    clear.putalpha(ImageOps.invert(Image.radial_gradient("L")).resize(clear.size))
+    deep = np.asarray(labeled("PNG 16")).astype(">u2") * 257
+    height, width, _ = deep.shape
+    return {
+        "jpeg.jpg": encoded(labeled("JPEG"), "JPEG"),
+        "webp.webp": encoded(labeled("WebP"), "WEBP"),
+        "clear.webp": encoded(clear, "WEBP"),
+        "animated.webp": encoded(labeled("moving"), "WEBP", **more),
+        "avif.avif": encoded(labeled("AVIF"), "AVIF"),
+        "tiff.tif": encoded(labeled("TIFF"), "TIFF"),
+        "mpo.jpg": encoded(labeled("MPO"), "MPO", **more),
+        "jpeg2000.jp2": encoded(labeled("JP2"), "JPEG2000"),
+        "cmyk.jpg": encoded(labeled("CMYK").convert("CMYK"), "JPEG"),
+        "png16.png": png_chunks(width, height, 16, 2, b"".join(b"\0" + row.tobytes() for row in deep)),
+        "rotated.jpg": encoded(turned, "JPEG", exif=b"Exif\0\0" + exif(6)),
+        "animated.gif": encoded(labeled("GIF"), "GIF", duration=500, loop=0, **more),
+        "bmp.bmp": encoded(labeled("BMP"), "BMP"),
+        "large.jpg": encoded(labeled("12 MP").resize((4000, 3000)), "JPEG"),
+    }
 
 
 def photograph_report(page: Path, picture: Path) -> None:
     program = browser.find()
     assert program, "no Chromium"
     with tempfile.TemporaryDirectory() as profile, browser.opened(program, Path(profile)) as tab:
-        tab.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
+        tab.call("Emulation.setDeviceMetricsOverride", **SIZE, deviceScaleFactor=1, mobile=False)
         tab.open(page.absolute().as_uri())
         tab.run("document.querySelector('#group0').scrollIntoView()")  # the first round: whole photos
         tab.run("new Promise(done => setTimeout(done, 1500))")
