@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.annotation_data import fill_cache, id_of, image_bytes, names_in
-from tests.support.servers import PhotoServer, Server, send
+from tests.support.servers import PhotoServer, Server, closed_port, send
 from utils.annotation import dir_images
 from utils.annotation.dir_images import DirImages
 from utils.annotation.neighbor_dirs import file_digest
@@ -131,7 +131,7 @@ def test_the_digests_are_those_of_the_files_written(tmp_path, server):
             assert digests[id_] == file_digest(file)
 
 
-NO_NETWORK = "http://no-such-host.invalid"  # reserved: never resolves
+NO_NETWORK = f"http://127.0.0.1:{closed_port()}"
 
 
 def test_reviewers_get_copies_that_every_file_manager_shows(tmp_path, server):

@@ -231,9 +231,9 @@ def fails_once(visit: Visit) -> None:
 
 
 @fault(STORED)
-def retry_after_5(visit: Visit) -> None:
+def retry_after_2(visit: Visit) -> None:
     if visit.number == 1:
-        visit.answer(b"later", "429 Too Many Requests", Retry_After=5)
+        visit.answer(b"later", "429 Too Many Requests", Retry_After=2)
     else:
         visit.answer(photo())
 

@@ -187,7 +187,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(
 def test_every_fault_of_the_web_has_its_outcome(tmp_path: Path, run_here: RunScript, offline_model_name: str):
     with FaultServer() as server:
         write_list(tmp_path, [{"url": server.url(name)} for name in FAULTS])
-        flags = ["--download-allow-local", "--clip-model-name", offline_model_name, "--download-timeout-s", "4"]
+        flags = ["--download-allow-local", "--clip-model-name", offline_model_name, "--download-timeout-s", "2"]
         done = run_here("embed.py", *flags, "--download-max-bytes", "5000000")
         urls = {server.url(name): name for name in FAULTS}
     assert done.returncode == 0, done.stderr
