@@ -20,11 +20,14 @@ CONTEXT: Any = multiprocessing.get_context("spawn")  # a client of Chroma's does
 _LAST_S = 10  # for a child to end when its parent has been interrupted
 _WATCH_S = 1
 
+Task = Callable[..., Any]
 Progress = Callable[[int], Any]
+Watch = Callable[[], Any]
+Job = tuple[Task, tuple[Any, ...], bool]  # the task, its arguments, whether it takes a Progress as the last one
 
 
 class DiedError(Exception):
-    """A child process died before it returned or raised; the argument is its exit code."""
+    """A child process died before it returned or raised; the argument is its exit code, or the reason."""
 
 
 @contextlib.contextmanager
@@ -50,11 +53,11 @@ def ignore(*numbers: signal.Signals) -> None:
 
 
 class Child:
-    """A process for one task. Started ahead of it, it imports `modules` meanwhile."""
+    """A process that does tasks, one at a time. Started ahead of them, it imports `modules` meanwhile."""
 
     def __init__(self, *modules: str) -> None:
         self._pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_run, args=(theirs, modules), daemon=True)
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, modules), daemon=True)
         with shielded():
             self._process.start()
         theirs.close()
@@ -66,56 +69,58 @@ class Child:
         self._process.kill()
         self._process.join()
 
-    def call(
-        self,
-        task: Callable[..., Any],
-        *args: Any,
-        progress: Progress = lambda n: None,
-        watch: Callable[[], Any] = lambda: None,
-    ) -> Any:
-        """The result of `task(*args, progress)`. Raises what the task raises, and DiedError.
+    def call(self, task: Task, *args: Any, progress: Progress = lambda n: None, watch: Watch = lambda: None) -> Any:
+        """The result of `task(*args, progress)`, with which the process ends. Raises as ask() does.
 
         `watch` is called every second; if it raises, the process is killed.
         """
         try:
+            return self.ask((task, args, True), _WATCH_S, watch, progress)
+        finally:
+            with contextlib.suppress(OSError):  # it died
+                self._pipe.send(None)
+            self._process.join(_LAST_S)
+            self.kill()
+
+    def ask(self, job: Job, patience_s: float, watch: Watch, progress: Progress = lambda n: None) -> Any:
+        """The result of a job. Raises what its task raises, and DiedError.
+
+        `watch` is called whenever the process has said nothing for `patience_s`; if it raises, the process is killed.
+        """
+        try:
             with contextlib.suppress(OSError):  # it died: its end of file follows
-                self._pipe.send((task, args))
+                self._pipe.send(job)
             while True:
-                while not self._pipe.poll(_WATCH_S):
-                    _watch(self._process, watch)
+                while not self._pipe.poll(patience_s):
+                    try:
+                        watch()
+                    except Exception:
+                        self.kill()
+                        raise
                 kind, value = self._pipe.recv()
-                if kind == "result":
-                    return value
-                if kind == "error":
-                    raise value
+                if kind != "progress":
+                    break
                 progress(value)
         except (EOFError, ConnectionResetError):
             self._process.join()
             raise DiedError(self._process.exitcode) from None
-        finally:
-            self._process.join(timeout=None if self._process.exitcode is not None else _LAST_S)
-            self._process.kill()
+        if kind == "error":
+            raise value
+        return value
 
 
-def _watch(child: Any, watch: Callable[[], Any]) -> None:
-    try:
-        watch()
-    except Exception:
-        child.kill()
-        raise
-
-
-def _run(pipe: Connection, modules: tuple[str, ...]) -> None:
+def _serve(pipe: Connection, modules: tuple[str, ...]) -> None:
     ignore(*_STOPPING)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     for name in modules:
         importlib.import_module(name)
-    with contextlib.suppress(EOFError):  # there was no task
-        task, args = pipe.recv()
-        try:
-            pipe.send(("result", task(*args, lambda n: pipe.send(("progress", n)))))
-        except Exception as error:
-            pipe.send(("error", error))
+    with contextlib.suppress(EOFError):  # the parent no longer needs this process
+        while job := pipe.recv():
+            task, args, has_progress = job
+            try:
+                pipe.send(("result", task(*args, *([lambda n: pipe.send(("progress", n))] if has_progress else []))))
+            except Exception as error:
+                pipe.send(("error", error))
 
 
 class Workers:
@@ -126,8 +131,8 @@ class Workers:
 
     def __init__(self, n: int, timeout_s: float) -> None:
         self.timeout_s, self.is_open = timeout_s, True
-        self._free: queue.SimpleQueue[tuple[Any, Connection] | None] = queue.SimpleQueue()  # None: not started
-        self._started: set[Any] = set()
+        self._free: queue.SimpleQueue[Child | None] = queue.SimpleQueue()  # None: not started
+        self._started: set[Child] = set()
         for _ in range(n):
             self._free.put(None)
 
@@ -140,55 +145,27 @@ class Workers:
         for child in list(self._started):
             child.kill()
 
-    def run(self, task: Callable[..., Any], *args: Any) -> Any:
+    def run(self, task: Task, *args: Any) -> Any:
         """The result of `task(*args)`. Waits for a free process. Raises what the task raises, and DiedError."""
-        worker = self._free.get()
+        child = self._free.get()
         try:
-            worker = worker or self._start()
-            kind, value = self._ask(*worker, (task, args))
+            if not self.is_open:
+                raise DiedError(None)
+            child = child or Child()
+            self._started.add(child)
+            if not self.is_open:  # since a moment ago, so that __exit__ has missed this one
+                child.kill()
+            return child.ask((task, args, False), self.timeout_s, _give_up)
         except DiedError:
-            worker = None
+            self._started.discard(child)
+            child = None
             raise
         finally:
-            self._free.put(worker)
-        if kind == "error":
-            raise value
-        return value
-
-    def _start(self) -> tuple[Any, Connection]:
-        if not self.is_open:
-            raise DiedError(None)
-        ours, theirs = CONTEXT.Pipe()
-        child = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
-        with shielded():
-            child.start()
-        theirs.close()
-        self._started.add(child)
-        return child, ours
-
-    def _ask(self, child: Any, pipe: Connection, job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[str, Any]:
-        try:
-            pipe.send(job)
-            if self.is_open and pipe.poll(self.timeout_s):
-                return pipe.recv()
-        except (EOFError, OSError):
-            pass
-        child.kill()
-        child.join()
-        self._started.discard(child)
-        raise DiedError(child.exitcode)
+            self._free.put(child)
 
 
-def _serve(pipe: Connection) -> None:
-    ignore(*_STOPPING)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    while True:
-        task, args = pipe.recv()
-        try:
-            answer = "result", task(*args)
-        except Exception as error:
-            answer = "error", error
-        pipe.send(answer)
+def _give_up() -> None:
+    raise DiedError("it took too long")
 
 
 def _die_with_parent() -> None:
