@@ -10,9 +10,9 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
-import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
@@ -22,15 +22,10 @@ from utils.log import LOG, printable
 
 INTERRUPTED, TERMINATED = 130, 143
 
-_MORE_THAN_0 = sys.float_info.min
-_RANGES: list[tuple[float, float, str, str]] = [  # of every number in config.py: lowest, highest, in words, constants
-    (0, math.inf, "0 or more", """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST
-        EMBED_RAY_ACTORS IMAGE_CACHE_MAX_BYTES"""),
-    (1, math.inf, "1 or more", """ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK_AMONG BATCH_SIZE
-        DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_WORKERS EMBED_RAY_CPUS_PER_ACTOR MAX_IMAGE_PIXELS"""),
-    (_MORE_THAN_0, math.inf, "more than 0", "ANN_EXPORT_NEAR_DUPLICATE DOWNLOAD_TIMEOUT_S"),
-    (_MORE_THAN_0, 1, "more than 0 and at most 1", "ANN_DIRRIFY_MAX_SIMILARITY"),
-]  # fmt: skip
+# Every number in config.py must be positive, but these may be 0 ...
+_MAY_BE_0 = """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
+    IMAGE_CACHE_MAX_BYTES""".split()
+_AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these have an upper limit
 _EXAMPLES = {  # of JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
     "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
@@ -47,15 +42,21 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Raises UserError for an argument that does not parse and for a number out of its range."""
         result = super().parse_args(args, namespace)
-        for lowest, highest, words, names in _RANGES:
-            for name in names.split():
-                value = getattr(result, name.lower(), highest)
-                if not lowest <= value <= highest:  # NaN, too
-                    raise UserError(f"{name} is {value}; it must be {words}")
+        for name, value in vars(result).items():
+            if type(value) in (int, float):
+                _check_range(name.upper(), value)
         return result
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
+
+
+def _check_range(name: str, value: float) -> None:
+    lowest = 0 if name in _MAY_BE_0 else 1 if isinstance(value, int) else sys.float_info.min
+    highest = 1 if name in _AT_MOST_1 else math.inf
+    if not lowest <= value <= highest:  # NaN, too
+        words = "more than 0" if 0 < lowest < 1 else f"{lowest} or more"
+        raise UserError(f"{name} is {value}; it must be {words}{' and at most 1' if highest == 1 else ''}")
 
 
 def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.ArgumentParser:
@@ -146,10 +147,4 @@ def _json_reader(kind: type, example: Any) -> Callable[[str], Any]:
 
 def _comments(config: ModuleType) -> dict[str, str]:
     """Constant name -> the comment on its line."""
-    comments, name = {}, ""
-    for token in tokenize.generate_tokens(iter(inspect.getsource(config).splitlines(keepends=True)).__next__):
-        if token.type == tokenize.NAME and token.start[1] == 0:  # the names in an annotation stand further right
-            name = token.string
-        elif token.type == tokenize.COMMENT and token.start[1] > 0:
-            comments[name] = token.string.lstrip("# ")
-    return comments
+    return dict(re.findall(r"^(\w+).*  # (.*)$", inspect.getsource(config), re.MULTILINE))
