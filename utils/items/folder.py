@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import array
+import collections
 import os
 import stat
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,87 +18,69 @@ from utils.items.formatted import is_unicode
 from utils.log import bar, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
-_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # brands in a file's first bytes
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # brands in a file's first bytes
+_HEIC = "HEIC images are left out; convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC"
+_NO_IMAGE = "files are left out, as they are not images"
+_UNREADABLE = "folders are left out, as they cannot be read"
 _NAMED = "folders.json"  # in the store's folder
 _COARSE_NS = 2_000_000_000  # some file systems keep times to two seconds
 
 
-class _Files(NamedTuple):
-    """Image files directly in one folder: its path relative to the root, names, bytes, times of change in ns."""
+class File(NamedTuple):
+    """An image file: its folder relative to the root ("" at the top), name, bytes, time of change in ns."""
 
     folder: str
-    names: list[str]
-    sizes: array.array[int]
-    times: array.array[int]
+    name: str
+    size: int
+    time: int
 
 
-class Images:
-    """The image files in and below a folder when it was searched, sorted; 90 bytes of memory per file."""
+def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
+    """The image files in and below a folder, sorted; notes on what was left out, for people.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folders: list[_Files] = []
-        self.n_heic = self.n_others = self.n_unreadable = 0
-
-    def items(self) -> Iterator[dict[str, Any]]:
-        for folder, names, sizes, times in self.folders:
-            relative = _normal(folder).replace(os.sep, "/")
-            for name, size, time in zip(names, sizes, times):
-                path = str(Path(self.root, folder, name))
-                known = {"folder": relative, "name": _normal(name), "size_bytes": size, "mtime_ns": time}
-                yield {"url": path, **known}
-
-    def notes(self) -> tuple[str, ...]:
-        remedy = "convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC"
-        notes = (
-            (self.n_heic, f"HEIC images are left out; {remedy}"),
-            (self.n_others, "files are left out, as they are not images"),
-            (self.n_unreadable, "folders are left out, as they cannot be read"),
-        )
-        return tuple(f"{n} {text}" for n, text in notes if n)
-
-
-def find_images(root: Path) -> Images:
-    """Search a folder and the folders below it, without hidden and system folders and without links to folders."""
-    images = Images(root.resolve())
-    unreadable: list[OSError] = []
-    with bar(None, f"search {printable(str(images.root))}", "file") as progress:
-        for path, below, names in os.walk(images.root, onerror=unreadable.append):
+    Hidden and system folders and links to folders are not searched. 220 bytes of memory per file.
+    """
+    files: list[File] = []
+    left_out = collections.Counter[str]()
+    with bar(None, f"search {printable(str(root))}", "file") as progress:
+        for path, below, names in os.walk(root, onerror=lambda _: left_out.update([_UNREADABLE])):
             below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SYSTEM)
-            relative = Path(path).relative_to(images.root)
-            files = _Files(str(relative) if relative.parts else "", [], array.array("q"), array.array("q"))
+            folder = path.removeprefix(str(root)).lstrip(os.sep)
             for name in sorted(name for name in names if not name.startswith(".")):
-                _look_at(Path(path, name), files, images)
                 progress.update()
-            if files.names:
-                images.folders.append(files)
-    images.n_unreadable = len(unreadable)
-    return images
+                size, time, why_not = _look_at(Path(path, name))
+                if why_not:
+                    left_out[why_not] += 1
+                else:
+                    files.append(File(folder, name, size, time))
+    return files, tuple(f"{left_out[note]} {note}" for note in (_HEIC, _NO_IMAGE, _UNREADABLE) if left_out[note])
 
 
-def _look_at(path: Path, files: _Files, images: Images) -> None:
-    """Add a file to `files` if its first bytes are an image's. One that cannot be opened is taken by its name."""
+def _look_at(path: Path) -> tuple[int, int, str]:
+    """Bytes, time of change in ns, and "" for an image by its first bytes; a file that cannot be opened is taken by its
+    name. Else why it is left out."""
     size = time = 0
     try:
         status = path.stat()
         size, time = status.st_size, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could hang
-            images.n_others += 1
-            return
+            return size, time, _NO_IMAGE
         with path.open("rb") as file:
             head = file.read(12)
             identify(file)
     except ImageError:
-        images.n_heic += (is_heic := head[4:8] == b"ftyp" and head[8:] in _HEIC)
-        images.n_others += not is_heic
-        return
+        return size, time, _HEIC if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS else _NO_IMAGE
     except OSError:
-        if path.suffix.lower() not in (*EXTENSIONS, ".jpeg", ".tiff"):
-            images.n_others += 1
-            return
-    files.names.append(path.name)
-    files.sizes.append(size)
-    files.times.append(time)
+        return size, time, "" if path.suffix.lower() in (*EXTENSIONS, ".jpeg", ".tiff") else _NO_IMAGE
+    return size, time, ""
+
+
+def read_items(root: Path, files: Iterable[File]) -> Iterator[dict[str, Any]]:
+    """An item per file."""
+    for folder, name, size, time in files:
+        relative = _normal(folder).replace(os.sep, "/")
+        known = {"folder": relative, "name": _normal(name), "size_bytes": size, "mtime_ns": time}
+        yield {"url": str(Path(root, folder, name)), **known}
 
 
 def image_id(item: dict[str, Any]) -> uuid.UUID:

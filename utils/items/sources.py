@@ -53,8 +53,10 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
     Raises UserError for an unknown form; read() raises UserError where the list is broken.
     """
     if path.is_dir():
-        images = folder.find_images(path)
-        return Source(path, "a folder of images", images.items, folder.image_id, True, images.notes())
+        root = path.resolve()
+        files, notes = folder.find_images(root)
+        read_items = functools.partial(folder.read_items, root, files)
+        return Source(path, "a folder of images", read_items, folder.image_id, True, notes)
     try:
         form, read = _find_form(path, url_field)
     except FileNotFoundError:
