@@ -24,7 +24,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 # Every number in config.py must be positive, but these may be 0 ...
 _MAY_BE_0 = """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
-    IMAGE_CACHE_MAX_BYTES""".split()
+    IMAGE_CACHE_MAX_BYTES"""
 _AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these have an upper limit
 _EXAMPLES = {  # of JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _check_range(name: str, value: float) -> None:
-    lowest = 0 if name in _MAY_BE_0 else 1 if isinstance(value, int) else sys.float_info.min
+    lowest = 0 if name in _MAY_BE_0.split() else 1 if isinstance(value, int) else sys.float_info.min
     highest = 1 if name in _AT_MOST_1 else math.inf
     if not lowest <= value <= highest:  # NaN, too
         words = "more than 0" if 0 < lowest < 1 else f"{lowest} or more"

@@ -37,7 +37,7 @@ def server():
 def waits(monkeypatch):
     """The seconds that would have been waited before retries."""
     waited: list[float] = []
-    monkeypatch.setattr(download, "_wait", waited.append)
+    monkeypatch.setattr(download, "sleep", waited.append)
     return waited
 
 

@@ -10,23 +10,23 @@ import random
 import ssl
 import stat
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.cookiejar import CookieJar
+from time import monotonic, sleep
 from typing import BinaryIO, cast
 
 import urllib3.exceptions
 from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.util import Retry
 
-from utils.errors import ImageError, UserError
+from utils.errors import ImageError, UserError, can_heal
 from utils.web import guard, machine, urls
 
 _MAX_REDIRECTS = 20  # as browsers
 _BACKOFF_S = 0.5  # before the second attempt; doubles, with jitter, so that retries do not come in waves
-_MAX_RETRY_AFTER_S = 30  # a server that asks for more is left alone until another run
+_MAX_WAIT_S = 30  # a server that asks for more is left alone until another run
 _CHUNK_BYTES = 65_536
 _IN_MEMORY_BYTES = 1_000_000  # a larger body goes to a temporary file
 _TRANSLATED = (OSError, MemoryError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
@@ -47,14 +47,6 @@ class DownloadLimits:
     allow_local: bool
     respect_noai: bool
     folders: tuple[str, ...] = ()
-
-
-class _AgainError(Exception):
-    """An attempt failed with `error`, and another may succeed; the server asked to wait `wait_s` before it."""
-
-    def __init__(self, error: ImageError, wait_s: float = 0) -> None:
-        super().__init__(error)
-        self.error, self.wait_s = error, wait_s
 
 
 def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
@@ -92,28 +84,25 @@ def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
 
 
 def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
-    for number in range(1, limits.attempts + 1):
+    number = 1
+    while True:
+        attempt = guard.Attempt(monotonic() + limits.timeout_s, limits.allow_local)
         try:
-            return _attempt(url, limits)
-        except _AgainError as again:
-            if number == limits.attempts:
-                raise again.error from None
-            backoff = _BACKOFF_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)
-            _wait(max(again.wait_s, backoff))
-    raise AssertionError("attempts must be positive")
+            return _try(url, limits, attempt)
+        except ImageError as error:
+            is_last = number == limits.attempts or attempt.wait_s > _MAX_WAIT_S
+            if is_last or not can_heal(error.reason, error.detail):
+                raise
+        sleep(max(attempt.wait_s, _BACKOFF_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)))
+        number += 1
 
 
-def _wait(seconds: float) -> None:
-    time.sleep(seconds)
-
-
-def _attempt(url: str, limits: DownloadLimits) -> BinaryIO:
-    """One attempt, redirects included, within the deadline. Raises _AgainError or ImageError."""
-    attempt = guard.Attempt(time.monotonic() + limits.timeout_s, limits.allow_local)
+def _try(url: str, limits: DownloadLimits, attempt: guard.Attempt) -> BinaryIO:
+    """One attempt, redirects included, within the deadline."""
     body = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES))
     try:
         with _follow(url, attempt) as response:
-            _check_status(response)
+            _check_status(response, attempt)
             _check_encoding(response)
             if limits.respect_noai:
                 _check_robots(response)
@@ -140,15 +129,15 @@ def _disk_errors() -> Iterator[None]:
         raise UserError(f"{folder}: {error.strerror}; free space there, or set TMPDIR to another folder") from None
 
 
-def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> Exception:
+def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> ImageError | UserError:
     """The outcome for an exception of the libraries."""
     root = _root(error)
     text = getattr(root, "verify_message", None) or getattr(root, "strerror", None) or str(root) or type(root).__name__
     text = "".join(c if c.isprintable() else "?" for c in text.strip()[:300])  # it may quote the server
     if fault := machine.fault_of(root):
         return UserError(fault)
-    if isinstance(root, TimeoutError) or time.monotonic() >= attempt.deadline:
-        return _AgainError(ImageError("timeout", f"not complete after {timeout_s:g} s"))
+    if isinstance(root, TimeoutError) or monotonic() >= attempt.deadline:
+        return ImageError("timeout", f"not complete after {timeout_s:g} s")
     if isinstance(root, ssl.SSLCertVerificationError):
         return ImageError("tls", text)
     if isinstance(error, urllib3.exceptions.DecodeError):
@@ -158,7 +147,7 @@ def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> E
     symptom = machine.symptom(error) or machine.symptom(root)
     if attempt.reach == "private":  # a host of this network that is switched off
         symptom = ""
-    return _AgainError(ImageError("connection", f"{symptom}: {text}" if symptom else text))
+    return ImageError("connection", f"{symptom}: {text}" if symptom else text)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -197,23 +186,19 @@ def _redirect_target(url: str, response: BaseHTTPResponse) -> str:
         raise ImageError("bad_redirect", f"to {text[:200]!a}: {getattr(error, 'detail', error)}") from None
 
 
-def _check_status(response: BaseHTTPResponse) -> None:
-    """Raises ImageError unless the status is a success, or _AgainError if another attempt may succeed."""
+def _check_status(response: BaseHTTPResponse, attempt: guard.Attempt) -> None:
+    """Raises ImageError unless the status is a success. Notes in `attempt` how long the server asks to wait."""
     status = response.status
     if 200 <= status < 300:
         return
-    error = ImageError("http_status", f"{status} {http.client.responses.get(status, '')}".strip())
-    if status == 429:
-        error = ImageError("rate_limited", error.detail)
-    elif not 500 <= status < 600:
-        raise error
-    try:
-        wait_s = Retry(retry_after_max=10**9).parse_retry_after(response.headers.get("Retry-After", "0"))
-    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
-        wait_s = 0
-    if wait_s > _MAX_RETRY_AFTER_S:
-        raise ImageError("rate_limited", f"{error.detail}, asked to wait {wait_s:.0f} s")
-    raise _AgainError(error, wait_s)
+    detail = f"{status} {http.client.responses.get(status, '')}".strip()
+    if status == 429 or 500 <= status < 600:
+        with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+            retry_after = response.headers.get("Retry-After", "0")
+            attempt.wait_s = Retry(retry_after_max=10**9).parse_retry_after(retry_after)
+        if attempt.wait_s > _MAX_WAIT_S:
+            raise ImageError("rate_limited", f"{detail}, asked to wait {attempt.wait_s:.0f} s")
+    raise ImageError("rate_limited" if status == 429 else "http_status", detail)
 
 
 def _check_encoding(response: BaseHTTPResponse) -> None:

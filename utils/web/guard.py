@@ -34,19 +34,14 @@ from urllib3.util.ssl_ import create_urllib3_context
 from utils.errors import ImageError, UserError
 
 USER_AGENT = f"retrieval_ann (image-similarity annotation) python-urllib3/{urllib3.__version__}"
-_PRIVATE = [
-    ipaddress.ip_network(network)
-    for network in (
-        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"),
-        *("::1/128", "fc00::/7", "fec0::/10"),
-    )
-]
+_PRIVATE = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 127.0.0.0/8 ::1/128 fc00::/7 fec0::/10"
 # Cloud metadata services outside the link-local range, and special-purpose networks that Python calls global.
 # Source: IANA special-purpose address registries.
-_FORBIDDEN = [
-    ipaddress.ip_network(network)
-    for network in ("100.100.100.200/32", "fd00:ec2::254/128", "192.0.0.0/24", "192.88.99.0/24", "2001::/23")
-]
+_FORBIDDEN = "100.100.100.200/32 fd00:ec2::254/128 192.0.0.0/24 192.88.99.0/24 2001::/23"
+_NETWORKS = {
+    name: [ipaddress.ip_network(network) for network in networks.split()]
+    for name, networks in (("forbidden", _FORBIDDEN), ("private", _PRIVATE))
+}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IANA has given out
 _MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # of one response
@@ -65,15 +60,12 @@ def scope(address: str) -> str:
     multicast, reserved ...). An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) counts as the IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = (
-            ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
-        )
-        if inner:
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        if inner := ip.ipv4_mapped or ip.sixtofour or nat64:
             return scope(str(inner))
-    if any(ip in network for network in _FORBIDDEN if network.version == ip.version):
-        return "forbidden"
-    if any(ip in network for network in _PRIVATE if network.version == ip.version):
-        return "private"
+    for name, networks in _NETWORKS.items():
+        if any(ip in network for network in networks):
+            return name
     public = ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_link_local or ip.is_unspecified)
     return "public" if public and (ip.version == 4 or ip in _GLOBAL_V6) else "forbidden"
 
@@ -99,6 +91,8 @@ class Attempt:
     deadline: float  # time.monotonic()
     allow_private: bool
     reach: str = ""  # scope of the address tried last
+    wait_s: float = 0  # until the next attempt, as the server asks
+    has_proxy: bool = False  # the user chose the proxy, wherever it is; it checks the addresses behind it
 
     def remaining_s(self) -> float:
         """Seconds left. Raises TimeoutError if there are none."""
@@ -108,7 +102,9 @@ class Attempt:
         return left
 
     def admit(self, address: str, connected: bool) -> None:
-        """Raises ImageError("blocked_address") unless this IP address may be reached."""
+        """Raises ImageError("blocked_address") unless a connection may be made, or is `connected`, to an IP address."""
+        if self.has_proxy:
+            return
         self.reach = scope(address)
         if self.reach == "forbidden" or (self.reach == "private" and not self.allow_private):
             raise ImageError("blocked_address", f"{address} is not a public address")
@@ -139,6 +135,7 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     reach = literal_scope(host)
     if reach == "forbidden" or (reach == "private" and not attempt.allow_private):
         raise ImageError("blocked_address", f"{host} is not a public address")
+    attempt.has_proxy = bool(proxy)
     if proxy:
         attempt.allow_private = reach == "private"  # the address behind a proxy is unknown: count it as public
     target = url[len(f"{parts.scheme}://{parts.netloc}") :]
@@ -146,11 +143,10 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     _thread.attempt = attempt
     _thread.target = f"http://{parts.netloc.rpartition('@')[2]}{target}" if forwarded else target
     pool: Any = _manager(proxy).connection_from_host(host, parts.port, parts.scheme)
-    if not issubclass(pool.ConnectionCls, _Timed):
-        # The user chose the proxy, wherever it is; it checks the addresses behind it.
-        pool.ConnectionCls = _with_rules(_Timed if proxy else _Checked, pool.ConnectionCls)
+    if not issubclass(pool.ConnectionCls, _Guarded):
+        pool.ConnectionCls = _guarded(pool.ConnectionCls)
     response = pool.urlopen(
-        *("GET", "http://forwarded/" if forwarded else "/"),  # _Timed.request puts _thread.target in its place
+        *("GET", "http://forwarded/" if forwarded else "/"),  # _Guarded.request puts _thread.target in its place
         headers=_headers(url, cookies),
         retries=False,
         redirect=False,
@@ -220,8 +216,8 @@ def _tls_context(bundle: str) -> ssl.SSLContext:
 
 
 @functools.cache
-def _with_rules(rules: type, connection: type) -> type:
-    return type(f"{rules.__name__}{connection.__name__}", (rules, connection), {})
+def _guarded(connection: type) -> type:
+    return type(f"_Guarded{connection.__name__}", (_Guarded, connection), {})
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
@@ -290,8 +286,9 @@ def _read_headers(file: Any) -> HTTPMessage:
     return message
 
 
-class _Timed:
-    """Connections of urllib3 whose connecting, status line, headers and body all keep the attempt's deadline."""
+class _Guarded:
+    """Connections of urllib3 that reach only addresses that the attempt admits, kept-alive ones included, and whose
+    connecting, status line, headers and body all keep its deadline."""
 
     response_class = _Response
     sock: Any
@@ -299,11 +296,10 @@ class _Timed:
     port: int
     socket_options: Any
 
-    def _admit(self, address: str, connected: bool) -> None:
-        """Raises ImageError unless this connection may reach an IP address. A connection to a proxy may reach any."""
-
     def request(self, method: str, _url: str, *args: Any, **kwargs: Any) -> None:
         """The target is sent byte for byte: urllib3 would change the escapes that a signature covers."""
+        if self.sock is not None:  # kept alive from an earlier request with other rules
+            _thread.attempt.admit(self.sock.getpeername()[0], connected=True)
         super().request(method, _thread.target, *args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
@@ -328,28 +324,16 @@ class _Timed:
 
     def _connect(self, info: tuple[Any, ...], timeout_s: float) -> socket.socket:
         family, kind, protocol, _, address = info
-        self._admit(address[0], connected=False)  # send not even a SYN
+        _thread.attempt.admit(address[0], connected=False)  # send not even a SYN
         sock = socket.socket(family, kind, protocol)
         try:
             for option in self.socket_options or []:
                 sock.setsockopt(*option)
             sock.settimeout(timeout_s)
             sock.connect(address)
-            self._admit(sock.getpeername()[0], connected=True)
+            _thread.attempt.admit(sock.getpeername()[0], connected=True)
             sock.settimeout(_thread.attempt.remaining_s())  # for the TLS handshake
         except BaseException:
             sock.close()
             raise
         return sock
-
-
-class _Checked(_Timed):
-    """Connections that also reach only addresses that the attempt admits, kept-alive ones included."""
-
-    def _admit(self, address: str, connected: bool) -> None:
-        _thread.attempt.admit(address, connected)
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None:  # kept alive from an earlier request with other rules
-            self._admit(self.sock.getpeername()[0], connected=True)
-        super().request(*args, **kwargs)

@@ -23,9 +23,9 @@ class HostQueue(Generic[T]):
         self._limit = per_host or float("inf")
         self._waiting: dict[Hashable, collections.deque[T]] = {}
         self._in_flight: collections.Counter[Hashable] = collections.Counter()
-        self._heap: list[tuple[int, int, Hashable]] = []  # (in flight when pushed, turn, host), one per waiting host
+        # (in flight when pushed, turn, host), one per waiting host below the limit
+        self._heap: list[tuple[int, int, Hashable]] = []
         self._turn = itertools.count()
-        self._parked: set[Hashable] = set()  # waiting hosts that are at the limit
         self._size = 0
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class HostQueue(Generic[T]):
     def put(self, host: Hashable, job: T) -> None:
         if host not in self._waiting:
             self._waiting[host] = collections.deque()
-            self._push(host)
+            self._line_up(host)
         self._waiting[host].append(job)
         self._size += 1
 
@@ -43,19 +43,15 @@ class HostQueue(Generic[T]):
         """The next job, counted as in flight until done() is called for its host; None if none may start now."""
         while self._heap:
             counted, _, host = heapq.heappop(self._heap)
-            if counted != self._in_flight[host]:  # changed since it was pushed
-                self._push(host)
-                continue
-            if counted >= self._limit:
-                self._parked.add(host)
+            if counted != self._in_flight[host]:  # fewer since it was pushed
+                self._line_up(host)
                 continue
             job = self._waiting[host].popleft()
             self._in_flight[host] += 1
             self._size -= 1
-            if self._waiting[host]:
-                self._push(host)
-            else:
+            if not self._waiting[host]:
                 del self._waiting[host]
+            self._line_up(host)
             return job
         return None
 
@@ -64,12 +60,12 @@ class HostQueue(Generic[T]):
         self._in_flight[host] -= 1
         if not self._in_flight[host]:
             del self._in_flight[host]
-        if host in self._parked:
-            self._parked.remove(host)
-            self._push(host)
+        if self._in_flight[host] == self._limit - 1:
+            self._line_up(host)
 
-    def _push(self, host: Hashable) -> None:
-        heapq.heappush(self._heap, (self._in_flight[host], next(self._turn), host))
+    def _line_up(self, host: Hashable) -> None:
+        if host in self._waiting and self._in_flight[host] < self._limit:
+            heapq.heappush(self._heap, (self._in_flight[host], next(self._turn), host))
 
 
 class HostPool(Generic[T]):

@@ -116,18 +116,15 @@ def _ascii_host(host: str) -> str:
 def _without_dots(path: str) -> str:
     """The path after its . and .. segments, which may be escaped, have been followed. Other segments stay, also empty
     ones: an object store's key may begin with a slash."""
-    if "/." not in path and "/%2e" not in path.lower():
-        return path
-    kept: list[str] = []
-    segments = path.split("/")[1:]
-    for number, segment in enumerate(segments):
+    kept, dots = list[str](), ""
+    for segment in path.split("/")[1:]:
         dots = segment.lower().replace("%2e", ".")
         if dots == "..":
             del kept[-1:]
-        if dots not in (".", ".."):
+        elif dots != ".":
             kept.append(segment)
-        elif number == len(segments) - 1:
-            kept.append("")
+    if dots in (".", ".."):
+        kept.append("")
     return "/" + "/".join(kept)
 
 
@@ -146,20 +143,15 @@ def is_local(url: str) -> bool:
     if scheme_of(url) not in ("http", "https"):
         return names_path(url)
     try:
-        return literal_scope(host_of(http_url(url))) == "private"
+        return literal_scope(queue_host(http_url(url))) == "private"
     except ImageError:
         return False
-
-
-def host_of(url: str) -> str:
-    """The host of a URL that http_url returned."""
-    return urllib.parse.urlsplit(url).hostname or ""
 
 
 def queue_host(url: str) -> str:
     """The host used for fair scheduling; "" if no host is contacted."""
     try:
-        return host_of(url)
+        return urllib.parse.urlsplit(url).hostname or ""
     except ValueError:
         return ""
 
