@@ -67,9 +67,7 @@ class Worklist:
         for index, item in self.todo():
             entry = self._before.get(item["url"])
             if entry is not None:
-                if entry["index"] != index:
-                    entry = {**entry, "index": index}
-                self.failures[index] = entry  # kept if this run does not reach it
+                self.failures[index] = {**entry, "index": index}  # kept if this run does not reach it
                 if not retries(entry["reason"], entry["detail"]):
                     self.outcome[index] = LASTING
         self._before = {}

@@ -77,10 +77,8 @@ def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
         if status.st_size > limits.max_bytes:
             raise ImageError("too_large", f"{status.st_size} bytes")
         return path.open("rb")
-    except OSError as error:
-        raise ImageError("bad_url", error.strerror or str(error)) from None
-    except ValueError as error:  # a NUL, a lone surrogate
-        raise ImageError("bad_url", str(error)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL, a lone surrogate
+        raise ImageError("bad_url", getattr(error, "strerror", None) or str(error)) from None
 
 
 def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
