@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import config
 from utils import cli
-from utils.annotation.loads import Compared, Load, plan, save, undo
-from utils.annotation.neighbor_dirs import dir_name, is_unfinished, lock_path
-from utils.annotation.records import lock_path as records_lock_path
+from utils.annotation.loads import Load, Undone, plan, save, undo
+from utils.annotation.neighbor_dirs import dir_name, is_unfinished
 from utils.annotation.reviewed import ASIDE, KINDS, MISPLACED, UNKNOWN, Review, ReviewedDir, read_roots
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.log import LOG, printable, start_log
 
 NAMES = ["ANNOTATED_DATA_PATH", "ANN_HISTORY_PATH", "ANN_DIRRIFY_DIR_PATH", "LOGS_DIR_PATH"]
@@ -52,19 +51,20 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(args.annotated_data_path)
     history_path = Path(args.ann_history_path) if args.ann_history_path else None
     roots = list(dict.fromkeys(map(Path, args.dirs or [args.ann_dirrify_dir_path])))
-    with hold(records_lock_path(path), f"annotated data {path}"):
+    with hold(lock_path(path), f"annotated data {path}"):
         if args.undo:
-            return take_back(path, history_path)
+            say(taken_back(path, undo(path, history_path)))
+            return 0
         wait_for_makers(roots)
         reviews = read_roots(roots)
         load = plan(path, history_path, reviews, args.replace, args.skip_untouched)
         if not args.dry_run:
             save(path, history_path, load)
     log_details(reviews, load)
-    print_summary(path, reviews, load, args.dry_run)
-    for review in reviews:
-        say(progress(review, load) if args.dry_run else [next_step(review, load)])
-    say(undecided(load.loaded + [folder for folder, _ in load.replaced]))
+    say(summary(path, reviews, load, args.dry_run))
+    say(comparison(load))
+    say(progress(review) if args.dry_run else next_step(review, load) for review in reviews)
+    say(undecided(load.recorded))
     for review in reviews:
         say(doubts(review, load, args.dry_run))
     return 0
@@ -77,21 +77,6 @@ def wait_for_makers(roots: Sequence[Path]) -> None:
             pass
 
 
-def take_back(path: Path, history_path: Path | None) -> int:
-    undone = undo(path, history_path)
-    say(
-        [
-            f"the last load is taken back: {undone.n_removed} records removed, {undone.n_restored} records put back as "
-            f"before the last load, {undone.n_discards} discards and {undone.n_second_looks} second looks forgotten; "
-            f"{path} holds {len(undone.items)} records"
-            + (f" (the version taken back is {path}.undone)" if undone.n_changed else "")
-        ]
-    )
-    if undone.n_edited:
-        say([f"{undone.n_edited} records were changed after that load and stay as they are"])
-    return 0
-
-
 def say(lines: Iterable[str]) -> None:
     for line in lines:
         print(printable(line))
@@ -101,66 +86,71 @@ def cut(names: Sequence[str], n: int = N_NAMED) -> list[str]:
     return [*names[:n], f"and {len(names) - n} more"] if len(names) > n else list(names)
 
 
-def log_details(reviews: Sequence[Review], load: Load) -> None:
-    log_names("equal to their records", [folder.name for folder, _ in load.already])
-    log_names("discarded", [folder.name for folder in load.discarded])
-    log_names("untouched, all images positive", [folder.name for folder in load.loaded if folder.is_untouched])
-    log_names("untouched, left out", [folder.name for folder in load.untouched])
-    log_names("loaded, though the main image is a positive of another directory", load.other_main)
-    log_lines("not recorded", [message for review in reviews for _, message in review.skipped])
-    foreign = [name for review in reviews for name in review.foreign]
-    log_lines("in a folder other than its own; move it back", foreign)
-    folders = load.loaded + [folder for folder, _ in load.replaced]
-    undecided = [
-        f"{folder.name}: {id_} is {where}" for folder in folders for id_, (_, where) in folder.undecided.items()
-    ]
-    log_lines("neither positive nor negative", undecided)
+def names(folders: Sequence[ReviewedDir]) -> str:
+    return ", ".join(cut([folder.name for folder in folders]))
 
 
-def log_names(what: str, names: Sequence[str]) -> None:
-    if names:
-        LOG.info("%s (%d): %s", what, len(names), ", ".join(cut(names)))
-
-
-def log_lines(what: str, messages: Sequence[str]) -> None:
-    for message in cut(messages):
-        LOG.info("%s: %s", what, message)
-
-
-def print_summary(path: Path, reviews: Sequence[Review], load: Load, is_dry: bool) -> None:
-    folders = load.loaded + [folder for folder, _ in load.replaced]
-    if is_dry:
-        say(f"{folder.name}: {len(folder.kept)} positives, {len(folder.deleted)} negatives" for folder in folders)
-    n_untouched = sum(folder.is_untouched for folder in folders)
-    print(f"{'would load' if is_dry else 'loaded'} {len(folders)} directories, {n_untouched} of them untouched")
-    if load.replaced:
-        say([f"{len(load.replaced)} records {'would change' if is_dry else 'changed'}: {changes(load.replaced)}"])
-    print(
-        f"already annotated {len(load.already) + len(load.different) + len(load.gone)}, discarded {len(load.discarded)}"
+def taken_back(path: Path, undone: Undone) -> Iterator[str]:
+    yield (
+        f"the last load is taken back: {undone.n_removed} records removed, {undone.n_restored} records put back as "
+        f"before the last load, {undone.n_discards} discards and {undone.n_second_looks} second looks forgotten; "
+        f"{path} holds {len(undone.items)} records"
+        + (f" (the version taken back is {path}.undone)" if undone.n_removed or undone.n_restored else "")
     )
+    if undone.n_edited:
+        yield f"{undone.n_edited} records were changed after that load and stay as they are"
+
+
+def log_details(reviews: Sequence[Review], load: Load) -> None:
+    dirs = {
+        "equal to their records": load.already,
+        "discarded": load.discarded,
+        "untouched, all images positive": [folder for folder in load.loaded if folder.is_untouched],
+        "untouched, left out": load.untouched,
+        "loaded, though the main image is a positive of another directory": load.other_main,
+    }
+    for what, folders in dirs.items():
+        if folders:
+            LOG.info("%s (%d): %s", what, len(folders), names(folders))
+    images = [(folder.name, id_, where) for folder in load.recorded for id_, (_, where) in folder.undecided.items()]
+    lines = {
+        "not recorded": [message for review in reviews for _, message in review.skipped],
+        "in a folder other than its own; move it back": [path for review in reviews for path in review.foreign],
+        "neither positive nor negative": [f"{name}: {id_} is {where}" for name, id_, where in images],
+    }
+    for what, messages in lines.items():
+        for message in cut(messages):
+            LOG.info("%s: %s", what, message)
+
+
+def summary(path: Path, reviews: Sequence[Review], load: Load, is_dry: bool) -> Iterator[str]:
+    folders = load.recorded
+    for folder in folders if is_dry else []:
+        yield f"{folder.name}: {len(folder.kept)} positives, {len(folder.deleted)} negatives"
+    n_untouched = sum(folder.is_untouched for folder in folders)
+    yield f"{'would load' if is_dry else 'loaded'} {len(folders)} directories, {n_untouched} of them untouched"
+    if load.replaced:
+        yield f"{len(load.replaced)} records {'would change' if is_dry else 'changed'}: {changes(load.replaced)}"
+    n_already = len(load.already) + len(load.different) + len(load.gone)
+    yield f"already annotated {n_already}, discarded {len(load.discarded)}"
     if load.untouched:
-        print(f"{len(load.untouched)} untouched directories left out (--skip-untouched)")
-    if skipped := [kind for review in reviews for kind, _ in review.skipped]:
-        counts = Counter(skipped).most_common()
-        print(f"not recorded: {', '.join(f'{n} {KINDS[kind][n > 1]}' for kind, n in counts)}")
+        yield f"{len(load.untouched)} untouched directories left out (--skip-untouched)"
+    if skipped := Counter(kind for review in reviews for kind, _ in review.skipped):
+        yield f"not recorded: {', '.join(f'{n} {KINDS[kind][n > 1]}' for kind, n in skipped.most_common())}"
     n_positives = sum(len(folder.kept) for folder in folders)
     n_negatives = sum(len(folder.deleted) for folder in folders)
     others = f" and {load.n_foreign} of other tools" if load.n_foreign else ""
     holds = f"{'would hold' if is_dry else 'holds'} {len(load.items) - load.n_foreign} records{others}"
-    say([f"positives {n_positives}, negatives {n_negatives}; {path} {holds}"])
-    say(comparison(load))
+    yield f"positives {n_positives}, negatives {n_negatives}; {path} {holds}"
 
 
-def changes(compared: Sequence[Compared]) -> str:
-    return ", ".join(
-        cut(
-            [
-                f"{folder.name}: {len(record['pos'])} -> {len(folder.kept)} positives, "
-                f"{len(record['neg'])} -> {len(folder.deleted)} negatives"
-                for folder, record in compared
-            ]
-        )
-    )
+def changes(folders: Sequence[ReviewedDir]) -> str:
+    texts = [
+        f"{folder.name}: {len(folder.before['pos'])} -> {len(folder.kept)} positives, "
+        f"{len(folder.before['neg'])} -> {len(folder.deleted)} negatives"
+        for folder in folders
+    ]
+    return ", ".join(cut(texts))
 
 
 def comparison(load: Load) -> Iterator[str]:
@@ -169,63 +159,63 @@ def comparison(load: Load) -> Iterator[str]:
         remedy = "to replace those records, run again with --replace"
         yield f"{len(load.different)} directories differ from their records; {remedy}: {changes(load.different)}"
     if load.gone:
-        names = ", ".join(cut([folder.name for folder in load.gone]))
-        yield (
-            f"{len(load.gone)} directories are deleted here, but recorded before or from another folder; their records "
-            f"stay: {names}"
-        )
+        what = "are deleted here, but recorded before or from another folder; their records stay"
+        yield f"{len(load.gone)} directories {what}: {names(load.gone)}"
     if load.revived:
-        names = ", ".join(cut(load.revived))
-        yield f"{len(load.revived)} directories were discarded before and are records now: {names}"
+        yield f"{len(load.revived)} directories were discarded before and are records now: {names(load.revived)}"
+    if load.second_looks:
+        yield from agreement(load.second_looks)
+
+
+def agreement(folders: Sequence[ReviewedDir]) -> Iterator[str]:
+    """Verdicts of a second look, on the images judged in both; not on the main images."""
     verdicts = [
-        (folder.name, *verdict) for folder, record in load.second_looks for verdict in Compared(folder, record).verdicts
+        (f"{folder.name}: {id_}", id_ in folder.before["pos"], id_ in folder.kept)
+        for folder in folders
+        for id_ in dict.fromkeys([*folder.before["neg"], *folder.before["pos"]])
+        if id_ != folder.main and (id_ in folder.kept or id_ in folder.deleted)
     ]
-    if not load.second_looks:
-        return
-    n_alike = sum(before == after for _, _, before, after in verdicts)
-    yield (
-        f"second look at {len(load.second_looks)} directories: {n_alike} of {len(verdicts)} images judged alike"
-        + (f" ({n_alike / len(verdicts):.0%}), Cohen's kappa {kappa(verdicts)}" if verdicts else "")
-    )
+    n_alike = sum(before == after for _, before, after in verdicts)
+    share = f" ({n_alike / len(verdicts):.0%}), Cohen's kappa {kappa(verdicts)}" if verdicts else ""
+    yield f"second look at {len(folders)} directories: {n_alike} of {len(verdicts)} images judged alike{share}"
     words = {True: "kept", False: "deleted"}
     yield from cut(
         [
-            f"disagreement: {name}: {id_} {words[before]} in the record, {words[after]} here"
-            for name, id_, before, after in verdicts
+            f"disagreement: {image} {words[before]} in the record, {words[after]} here"
+            for image, before, after in verdicts
             if before != after
         ]
     )
 
 
-def kappa(verdicts: Sequence[tuple[str, str, bool, bool]]) -> str:
+def kappa(verdicts: Sequence[tuple[str, bool, bool]]) -> str:
     """Cohen's kappa: agreement beyond chance, 1 at best; undefined if both kept all or deleted all.
 
     Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
     """
     n = len(verdicts)
-    observed = sum(before == after for _, _, before, after in verdicts) / n
-    kept = sum(before for _, _, before, _ in verdicts) / n
+    observed = sum(before == after for _, before, after in verdicts) / n
+    kept = sum(before for _, before, _ in verdicts) / n
     kept_again = sum(after for *_, after in verdicts) / n
     chance = kept * kept_again + (1 - kept) * (1 - kept_again)
     return f"{(observed - chance) / (1 - chance):.2f}" if chance < 1 else "undefined (one verdict only)"
 
 
 def next_step(review: Review, load: Load) -> str:
-    if review.is_unfinished:
+    if is_unfinished(review.root):
         return f"{review.root} is not finished: python ann_dirrify.py goes on with it"
-    kept_out = [folder for folder, _ in load.different] + load.untouched
+    kept_out = load.different + load.untouched
     kept_out += [folder for folder in load.gone if load.root_of.get(folder.main, review.name) != review.name]
     is_complete = not review.skipped and not review.foreign
     is_complete &= not any(folder.undecided for folder in review.dirs)
     if not is_complete or any(folder.review is review for folder in kept_out):
         return f"some of {review.root} is not recorded yet: keep the folder until it is"
-    new = [*load.loaded, *load.discarded, *(folder for folder, _ in load.replaced)]
-    is_new = any(folder.review is review for folder in new)
+    is_new = any(folder.review is review for folder in load.recorded + load.discarded)
     done = f"{review.root} is loaded" if is_new else f"nothing new in {review.root}: it was recorded before"
     return f"{done}; it can be deleted and new directories generated (python ann_dirrify.py)"
 
 
-def progress(review: Review, load: Load) -> Iterator[str]:
+def progress(review: Review) -> str:
     """How far the review is; its pace from the times at which directories were last changed."""
     reviewed = [folder for folder in review.dirs if not folder.is_untouched]
     n, n_untouched, n_gone = len(review.samples), len(review.dirs) - len(reviewed), len(review.discarded)
@@ -234,12 +224,11 @@ def progress(review: Review, load: Load) -> Iterator[str]:
     line += f", {n_untouched} untouched so far"
     times = sorted(folder.path.stat().st_mtime for folder in reviewed)
     gaps = [after - before for before, after in itertools.pairwise(times) if after - before <= MAX_PAUSE_S]
-    if len(gaps) >= 2 and sum(gaps) >= MIN_PACE_S * len(gaps) and n_untouched:
-        pace_s = sum(gaps) / len(gaps)
-        line += (
-            f"; at {3600 / pace_s:.0f} an hour the rest takes about {max(1, round(n_untouched * pace_s / 60))} minutes"
-        )
-    yield line
+    if len(gaps) < 2 or sum(gaps) < MIN_PACE_S * len(gaps) or not n_untouched:
+        return line
+    pace_s = sum(gaps) / len(gaps)
+    rest = max(1, round(n_untouched * pace_s / 60))
+    return f"{line}; at {3600 / pace_s:.0f} an hour the rest takes about {rest} minutes"
 
 
 def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
@@ -249,57 +238,54 @@ def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
         ASIDE: "set aside: neither positive nor negative, {} images moved into other folders",
         MISPLACED: "{} images lie in a folder other than their own, neither positive nor negative; move them back",
     }
+    images = [(folder.name, *reason) for folder in folders for reason in folder.undecided.values()]
     for kind, text in what.items():
-        found = [
-            f"{folder.name}: {where}" for folder in folders for of, where in folder.undecided.values() if of == kind
-        ]
-        if found:
+        if found := [f"{name}: {where}" for name, of, where in images if of == kind]:
             yield f"{text.format(len(found))}: {', '.join(cut(found, 5))}"
 
 
+# --- doubts -----------------------------------------------------------------------------------------------------------
 def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
     """What looks like a mistake rather than a decision."""
-    if review.is_misfit:
-        yield f"warning: {review.root / 'samples.json'} is another run's, so nothing of {review.root} is recorded"
-    if names := untouched_end(review, load):
-        which = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+    root = review.root
+    if any(kind == "misfit" for kind, _ in review.skipped):
+        yield f"warning: {root / 'samples.json'} is another run's, so nothing of {root} is recorded"
+    if untouched := untouched_end(review, load):
+        first, last, n = untouched[0].name, untouched[-1].name, len(untouched)
         undo_first = "" if is_dry else "take this load back (python ann_dirload.py --undo) and "
-        finish = "finish them before loading" if is_dry else "finish them before loading again"
+        again = "" if is_dry else " again"
+        is_all = n == len(review.samples)
         yield (
-            f"warning: nothing was deleted in the last {len(names)} directories of {review.root}, {which}: if they are "
-            f"not reviewed yet, {undo_first}{finish}, or load with --skip-untouched"
-            + (
-                "; a zip unpacked over the original brings deleted images back"
-                if len(names) == len(review.samples)
-                else ""
-            )
+            f"warning: nothing was deleted in the last {n} directories of {root}, "
+            f"{f'{first} to {last}' if n > 1 else first}: if they are not reviewed yet, {undo_first}finish them before "
+            f"loading{again}, or load with --skip-untouched"
+            + ("; a zip unpacked over the original brings deleted images back" if is_all else "")
         )
     if gone := missing_dirs(review, load):
+        remedy = "complete it before loading" if is_dry else "take this load back (--undo) and complete it"
         yield (
-            f"warning: {gone} of {review.root} are gone: discarded, if the reviewer deleted them; if the copy is not "
-            f"complete, {'complete it before loading' if is_dry else 'take this load back (--undo) and complete it'}"
+            f"warning: {gone} of {root} are gone: discarded, if the reviewer deleted them; if the copy is not "
+            f"complete, {remedy}"
         )
     if review.nameless:
         shown = ", ".join(cut(review.nameless, 5))
-        yield f"warning: {len(review.nameless)} images without an id match none of {review.root}: {shown}"
+        yield f"warning: {len(review.nameless)} images without an id match none of {root}: {shown}"
     if review.n_empty:
-        yield f"warning: {review.n_empty} directories of {review.root} hold none of their images: is the copy complete?"
-    if n_halved := halved_dirs(review, load):
+        yield f"warning: {review.n_empty} directories of {root} hold none of their images: is the copy complete?"
+    loaded = [folder for folder in load.loaded if folder.review is review]
+    n_halved = sum(map(ends_early, loaded))
+    if n_halved > 1 and 2 * n_halved > len(loaded):
         yield (
-            f"warning: in {n_halved} directories of {review.root} at least the last half of the images is missing: "
-            "recorded as deleted; is the copy complete?"
+            f"warning: in {n_halved} directories of {root} at least the last half of the images is missing: recorded "
+            "as deleted; is the copy complete?"
         )
 
 
-def untouched_end(review: Review, load: Load) -> list[str]:
+def untouched_end(review: Review, load: Load) -> list[ReviewedDir]:
     """Directories loaded now, at the end of a root, in which nothing was deleted: perhaps nobody looked at them."""
-    names = []
-    loaded = {folder.main: folder for folder in load.loaded if folder.review is review}
-    for main in reversed(review.samples):
-        if main not in loaded or not loaded[main].is_untouched:
-            break
-        names.append(loaded[main].name)
-    return names[::-1]
+    untouched = {folder.main: folder for folder in load.loaded if folder.review is review and folder.is_untouched}
+    mains = list(review.samples)
+    return [untouched[main] for main in mains[len(mains) - n_at_end(mains, untouched) :]]
 
 
 def missing_dirs(review: Review, load: Load) -> str:
@@ -308,27 +294,25 @@ def missing_dirs(review: Review, load: Load) -> str:
     mains = list(review.samples)
     if 2 * len(gone) > len(mains):
         return f"{'all' if len(gone) == len(mains) else 'most'} directories ({len(gone)} of {len(mains)})"
-    by_name = [main for _, main in sorted((dir_name(index, main), main) for index, main in enumerate(mains))]
-    n_end = max(
-        next((n for n, main in enumerate(reversed(order)) if main not in gone), 0) for order in (mains, by_name)
-    )
+    n_end = max(n_at_end(mains, gone), n_at_end(sorted_by_name(mains), gone))
     return f"the last {n_end} directories" if n_end > 1 else ""
 
 
-def halved_dirs(review: Review, load: Load) -> int:
-    """Directories loaded now that end early, as in a copy that was broken off, if these are most of them."""
-    loaded = [folder for folder in load.loaded if folder.review is review]
-    n = sum(ends_early(folder) for folder in loaded)
-    return n if n > 1 and 2 * n > len(loaded) else 0
-
-
 def ends_early(folder: ReviewedDir) -> bool:
-    """At least half is missing, and exactly the last images, in rank order or as a program sorts names."""
+    """At least half is missing, and exactly the last images, as in a copy that was broken off."""
     listed, n = folder.review.samples[folder.main], len(folder.deleted)
-    if 2 * n < len(listed) - 1 or n < 2:
-        return False
-    by_name = [id_ for _, id_ in sorted((dir_name(rank, id_), id_) for rank, id_ in enumerate(listed))]
-    return any(set(order[-n:]) == set(folder.deleted) for order in (listed, by_name))
+    is_half = n > 1 and 2 * n >= len(listed) - 1
+    return is_half and n in (n_at_end(listed, folder.deleted), n_at_end(sorted_by_name(listed), folder.deleted))
+
+
+def n_at_end(listed: Sequence[str], marked: Collection[str]) -> int:
+    """How many ids at the end of a list are marked."""
+    return next((n for n, id_ in enumerate(reversed(listed)) if id_ not in marked), len(listed))
+
+
+def sorted_by_name(listed: Sequence[str]) -> list[str]:
+    """As a program sorts the names that begin with their numbers: 0, 1, 10, 11, 2."""
+    return [id_ for _, id_ in sorted((dir_name(number, id_), id_) for number, id_ in enumerate(listed))]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +24,14 @@ from utils.annotation import history, neighbor_dirs
 from utils.annotation.candidates import Candidates, read_candidates
 from utils.annotation.dir_images import DirImages
 from utils.annotation.groups import DrawnGroup, Groups, make_groups
-from utils.annotation.neighbor_dirs import DirWriter, Samples
+from utils.annotation.neighbor_dirs import DirWriter
 from utils.annotation.neighbors import Neighbors
 from utils.annotation.records import read_records
 from utils.errors import UserError
 from utils.images.cache import ImageCache
 from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.log import LOG, bar, start_log
 from utils.store import collection
 from utils.store.model import describe, same_model
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     start_log("ann_dirrify", args.logs_dir_path)
     root = Path(args.ann_dirrify_dir_path)
     settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they decide what is made
-    with hold(neighbor_dirs.lock_path(root), str(root)):
+    with hold(lock_path(root), str(root)):
         neighbor_dirs.check(root, settings)
         candidates = choose_candidates(args)
         with (
@@ -91,11 +90,10 @@ def main(argv: list[str] | None = None) -> int:
             open_images(args) as images,
             recording_history(writer, candidates, args),
         ):
-            made = make_dirs(writer, draw_groups(candidates, writer, args), candidates, images, args)
-            writer.finish()
-    print_summary(root, writer.samples, images, made)
-    print_shortfall(writer.samples, candidates, images, made, args)
-    print_rules(root, writer.samples, args)
+            n_replaced = make_dirs(writer, draw_groups(candidates, writer, args), candidates, images, args)
+    print_summary(writer, images, n_replaced)
+    print_shortfall(writer, candidates, images, args)
+    print_rules(writer, args)
     return 0 if writer.samples else 1
 
 
@@ -105,7 +103,7 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
     candidates = read_candidates(place, name, args.ann_dirrify_where, args.ann_dirrify_neighbors_where)
     candidates.leave_out_annotated(read_records(Path(args.annotated_data_path)), args.ann_dirrify_show_judged)
     if not args.ann_dirrify_show_judged:
-        candidates.leave_out(history.discarded(history.read_events(history_path(args))))
+        candidates.leave_out(history.discarded(history.read_decisions(history_path(args))))
     candidates.leave_out(shown_elsewhere(args))
     for other in dict.fromkeys(args.ann_dirrify_pool):
         if n_missing := candidates.add_pool(place, other):
@@ -160,20 +158,17 @@ def choose_neighbors(
 
 def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool:
     shown = shown_elsewhere(args) | history.shown(history.read_events(history_path(args)))
+    read_metadata = functools.cache(lambda: collection.read_metadata(open_collection(args), candidates.ids))
     return samplers.Pool(
         candidates.ids,
-        lambda: candidates.vectors,
-        functools.cache(lambda: read_items(candidates.ids, args)),
+        candidates.vectors,
+        lambda: list(map(restore_item, read_metadata())),
+        lambda prompt: read_text(prompt, candidates.model, args),
         candidates.allowed,
         candidates.annotated,
         set(candidates.rows(shown)),
-        lambda prompt: read_text(prompt, candidates.model, args),
         LOG.warning,
     )
-
-
-def read_items(ids: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    return [restore_item(metadata) for metadata in collection.read_metadata(open_collection(args), ids)]
 
 
 def read_text(prompt: str, model: dict[str, Any], args: argparse.Namespace) -> np.ndarray:
@@ -238,62 +233,43 @@ def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.
         history.append_shown(history_path(args), writer.root, writer.begun, shown)
 
 
-@dataclass
-class Made:
-    """Counts of a run."""
-
-    n_lost: int = 0  # main images that could not be loaded
-    n_dropped: int = 0  # near duplicates replaced by the next nearest image
-
-
 def make_dirs(
     writer: DirWriter, groups: Groups, candidates: Candidates, images: DirImages, args: argparse.Namespace
-) -> Made:
-    """Make the directories that `writer` does not have yet."""
-    made = Made()
+) -> int:
+    """Make the directories that `writer` does not have yet. Returns how many near duplicates others replaced."""
     n_before = 0 if writer.same_data else len(writer.samples)  # not drawn again
+    n_replaced = 0
+
+    def start(group: DrawnGroup) -> Callable[[], bool]:
+        listed = [candidates.ids[row] for row in group.rows]
+        if listed[0] in writer.samples:  # made before the run was interrupted
+            return lambda: True
+        wait = images.start(listed, writer.stage(listed[0]))
+        return lambda: writer.commit(listed, wait())
+
     with bar(args.ann_dirrify_ndirs, "directories", "dir") as progress:
         progress.update(n_before)
-
-        def start(group: DrawnGroup) -> Callable[[], bool]:
-            listed = [candidates.ids[row] for row in group.rows]
-            is_there = listed[0] in writer.samples  # made before the run was interrupted
-            wait = None if is_there else images.start(listed, writer.stage(listed[0]))
-            return lambda: complete(group, listed[0], wait)
-
-        def complete(group: DrawnGroup, main: str, wait: Callable[[], dict[str, str]] | None) -> bool:
-            digests = wait() if wait else {}
-            if wait and main not in digests:
-                made.n_lost += 1
-                writer.drop(main)
-                return False
-            if wait:
-                writer.commit(main, {candidates.ids[row]: digests.get(candidates.ids[row]) for row in group.rows})
-            made.n_dropped += group.neighbors.n_dropped
+        for group in make_groups(groups, args.ann_dirrify_ndirs - n_before, start):
+            n_replaced += group.neighbors.n_dropped
             progress.update()
-            return True
-
-        make_groups(groups, args.ann_dirrify_ndirs - n_before, start)
-    return made
+    return n_replaced
 
 
-def print_summary(root: Path, samples: Samples, images: DirImages, made: Made) -> None:
-    n_images = sum(map(len, samples.values()))
+def print_summary(writer: DirWriter, images: DirImages, n_replaced: int) -> None:
     print(
-        f"{len(samples)} directories with {n_images} images in {root} "
+        f"{len(writer.samples)} directories with {sum(map(len, writer.samples.values()))} images in {writer.root} "
         f"({images.n_copied} from the cache, {images.n_downloaded} downloaded or read in place)"
     )
-    if made.n_dropped:
-        print(f"near duplicates replaced by the next nearest image (ANN_DIRRIFY_MAX_SIMILARITY): {made.n_dropped}")
+    if n_replaced:
+        print(f"near duplicates replaced by the next nearest image (ANN_DIRRIFY_MAX_SIMILARITY): {n_replaced}")
     if images.failures:
         reasons = ", ".join(f"{reason} {n}" for reason, n in images.failures.most_common())
         print(f"images left out because they could not be loaded: {images.failures.total()} ({reasons})")
 
 
-def print_shortfall(
-    samples: Samples, candidates: Candidates, images: DirImages, made: Made, args: argparse.Namespace
-) -> None:
+def print_shortfall(writer: DirWriter, candidates: Candidates, images: DirImages, args: argparse.Namespace) -> None:
     """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that change it."""
+    samples = writer.samples
     if args.ann_sampler_name == "ids":
         print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
         return
@@ -305,26 +281,26 @@ def print_shortfall(
     remedies += ["ANN_SAMPLER_NAME, ANN_SAMPLER_CFG"] if args.ann_sampler_name != "random" else []
     remedies += ["ANN_DIRRIFY_WHERE"] if args.ann_dirrify_where else []
     remedies += ["ANN_DIRRIFY_EXCLUDE_DIRS"] if args.ann_dirrify_exclude_dirs else []
-    remedies += [REMEDIES[reason] for reason in images.failures if made.n_lost and reason in REMEDIES]
+    remedies += [REMEDIES[reason] for reason in images.failures if writer.n_lost and reason in REMEDIES]
     print(
         f"only {len(samples)} of {args.ann_dirrify_ndirs} directories (ANN_DIRRIFY_NDIRS): no image is left to be a "
         f"main image. Of {len(candidates.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "
-        f"these directories, {made.n_lost} main images could not be loaded. "
+        f"these directories, {writer.n_lost} main images could not be loaded. "
         f"What changes it: {', '.join([*remedies, 'more images'])}"
     )
 
 
-def print_rules(root: Path, samples: Samples, args: argparse.Namespace) -> None:
+def print_rules(writer: DirWriter, args: argparse.Namespace) -> None:
     """The reviewer's three rules, and the next command with the paths given to this one."""
-    if samples:
+    if writer.samples:
         usual = parse_args([])
-        where = "" if args.ann_dirrify_dir_path == usual.ann_dirrify_dir_path else f' "{root}"'
+        where = "" if args.ann_dirrify_dir_path == usual.ann_dirrify_dir_path else f' "{writer.root}"'
         flags = "".join(
             f' --{name.replace("_", "-")} "{getattr(args, name)}"'
             for name in ("annotated_data_path", "ann_history_path")
             if getattr(args, name) != getattr(usual, name)
         )
-        print(RULES.format(root=root, command=f"python ann_dirload.py{where}{flags}"))
+        print(RULES.format(root=writer.root, command=f"python ann_dirload.py{where}{flags}"))
 
 
 if __name__ == "__main__":

@@ -30,22 +30,18 @@ SPARE = 10  # extra neighbors looked up, to replace near duplicates
 TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and 80 MB for their order
 
 
-def _ignore(message: str) -> None:
-    pass
-
-
 @dataclass
 class Pool:
-    """The input of a sampler. Vectors and metadata are loaded on first use."""
+    """The input of a sampler."""
 
     ids: list[str]  # (N,) of the collection, sorted; a row is an index into it
-    vectors: Callable[[], np.ndarray]  # (N, D) float32, L2-normalized
-    metadata: Callable[[], list[dict[str, Any]]]  # N
+    vectors: np.ndarray  # (N, D) float32, L2-normalized
+    metadata: Callable[[], list[dict[str, Any]]]  # loads the N items
+    text_vector: Callable[[str], np.ndarray]  # prompt -> (D,)
     allowed: np.ndarray  # (N,) bool: rows that may become main images
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
     shown: set[int] = field(default_factory=set)  # rows shown in earlier runs
-    text_vector: Callable[[str], np.ndarray] | None = None  # prompt -> (D,); None if the model has no text tower
-    warn: Callable[[str], None] = _ignore  # takes one line for the user
+    warn: Callable[[str], None] = lambda message: None  # takes one line for the user
 
 
 Sampler = Callable[..., Iterator[int]]
@@ -211,9 +207,7 @@ def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -
     """
     if not (isinstance(prompt, str) and prompt.strip()):
         raise ValueError(f"option 'prompt' must be a text, not empty, but is {prompt!r}")
-    if pool.text_vector is None:
-        raise ValueError("sampler text needs a model that reads text; this collection's is image_only")
-    similarity = pool.vectors() @ np.asarray(pool.text_vector(prompt), np.float32)
+    similarity = pool.vectors @ np.asarray(pool.text_vector(prompt), np.float32)
 
     def start(part: _Part) -> _Scored:
         return similarity[part.rows], lambda i: None
@@ -275,7 +269,7 @@ def informative(pool: Pool, n_nearest: int) -> Choice:
 
     def choose(rows: list[int], similarities: list[float]) -> list[int]:
         p = _logistic(slope * np.array(similarities) + offset)
-        vectors, distance, chosen = pool.vectors()[rows], np.full(len(rows), 2, np.float32), list[int]()
+        vectors, distance, chosen = pool.vectors[rows], np.full(len(rows), 2, np.float32), list[int]()
         while len(chosen) < min(n_nearest, len(rows)):
             score = p * (1 - p) * np.sqrt(np.maximum(distance, 0))
             score[chosen] = -1
@@ -354,7 +348,7 @@ def _report_skipped(pool: Pool, picked: list[int], repeating: list[int]) -> None
 
 
 def _look_around(pool: Pool, rows: np.ndarray, picked: list[int], n_nearest: int) -> _Part:
-    vectors = pool.vectors()
+    vectors = pool.vectors
     mains = [pos[0] for pos, _ in pool.annotated] + picked
     known = sorted({row for pos, _ in pool.annotated for row in pos}.union(picked))
     rows = _distinct(vectors, rows[pool.allowed[rows]], vectors[known])
@@ -501,7 +495,7 @@ def _decisions(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     ]
     if not pairs:
         return np.empty(0, np.float32), np.empty(0, np.intp)
-    vectors = pool.vectors()
+    vectors = pool.vectors
     mains, rows, kept = np.array(pairs).T
     parts = [slice(first, first + 5_000) for first in range(0, len(pairs), 5_000)]
     return np.concatenate([(vectors[mains[part]] * vectors[rows[part]]).sum(1) for part in parts]), kept

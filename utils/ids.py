@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,9 +21,16 @@ def is_uuid(text: str) -> bool:
     return _WHOLE.fullmatch(text) is not None
 
 
+@functools.cache
+def to_key(id_: str) -> str:
+    """A uuid in lower case and with hyphens."""
+    digits = id_.replace("-", "").lower()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 def in_name(name: str) -> list[str]:
-    """The uuids in a file name, in lower case. File systems may have changed the name's case and Unicode form."""
-    return [found.lower() for found in _INSIDE.findall(name if name.isascii() else unicodedata.normalize("NFKC", name))]
+    """The keys of the uuids in a file name. File systems may have changed the name's case and Unicode form."""
+    return [to_key(found) for found in _INSIDE.findall(name if name.isascii() else unicodedata.normalize("NFKC", name))]
 
 
 def to_ids(texts: Sequence[str]) -> np.ndarray:

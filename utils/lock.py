@@ -15,6 +15,12 @@ import filelock
 from utils.errors import UserError
 
 
+def lock_path(path: Path) -> Path:
+    """The lock file of `path`: hidden and beside it, so that people see nothing new inside a folder."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextlib.contextmanager
 def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
     """Hold the lock file `path` for the block; messages call the locked thing `what`. Wait `wait_s` for its holder.

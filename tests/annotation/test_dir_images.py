@@ -127,8 +127,7 @@ def test_the_digests_are_those_of_the_files_written(tmp_path, server):
     with originals(server.url, tmp_path / "cache") as images:
         digests = images.start(IDS, tmp_path / "folder")()
     for rank, id_ in enumerate(IDS):
-        with (tmp_path / "folder" / f"{rank}_{id_}.jpg").open("rb") as file:
-            assert digests[id_] == file_digest(file)
+        assert digests[id_] == file_digest(tmp_path / "folder" / f"{rank}_{id_}.jpg")
 
 
 NO_NETWORK = f"http://127.0.0.1:{closed_port()}"
@@ -148,9 +147,9 @@ def test_reviewers_get_copies_that_every_file_manager_shows(tmp_path, server):
     assert names_in(tmp_path / "folder") == [f"{rank}_{id_}.jpg" for rank, id_ in enumerate(IDS[:4])]
     for rank, id_ in enumerate(IDS[:4]):
         path = tmp_path / "folder" / f"{rank}_{id_}.jpg"
-        with Image.open(path) as image, path.open("rb") as file:
+        with Image.open(path) as image:
             assert image.format == "JPEG" and image.width == (64 if rank == 0 else 8)
-            assert digests[id_] == file_digest(file)
+        assert digests[id_] == file_digest(path)
     assert (tmp_path / "folder" / f"1_{IDS[1]}.jpg").read_bytes() == image_bytes(1)  # damaged in the cache
     assert (images.n_copied, images.n_downloaded) == (1, 3)
 

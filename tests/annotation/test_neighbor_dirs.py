@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,7 +25,12 @@ def make(root: Path, mains: list[str]) -> None:
     with DirWriter(root, SETTINGS, "data") as writer:
         for main in mains:
             fill(writer, main)
-        writer.finish()
+
+
+def leave_unfinished(root: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), DirWriter(root, SETTINGS, "data") as writer:
+        fill(writer, MAINS[0])
+        raise KeyboardInterrupt
 
 
 def test_a_finished_root_holds_the_directories_and_their_list_alone(tmp_path: Path):
@@ -41,52 +46,56 @@ def test_while_it_is_made_only_complete_directories_are_visible(tmp_path: Path):
         fill(writer, MAINS[0])
         writer.stage(MAINS[1]).mkdir()
         visible = [name for name in names_in(tmp_path / "root") if not name.startswith(".")]
-        assert visible == [f"0_{MAINS[0]}", "READ ME.txt"]
+        assert visible == [f"0_{MAINS[0]}", "READ ME.txt", "samples.json"]
         assert is_unfinished(tmp_path / "root")
-        fill_rest = [MAINS[2]]
-        for main in fill_rest:
-            fill(writer, main)
-        writer.finish()
+        fill(writer, MAINS[2])
     dirs = [f"0_{MAINS[0]}", f"1_{MAINS[2]}"]
     assert names_in(tmp_path / "root") == [".digests.json", *dirs, "READ ME.txt", "samples.json"]
 
 
-def test_an_unfinished_root_goes_on_with_what_is_complete_listed_or_not(tmp_path: Path):
+def test_an_unfinished_root_goes_on_with_what_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "root"
     make(tmp_path / "whole", MAINS)
     writer = DirWriter(root, SETTINGS, "data")  # not left: as if the process had been killed
-    for main in MAINS[:2]:
+    for main, every_s in zip(MAINS[:3], (0, 1e9, 1e9)):
+        monkeypatch.setattr(neighbor_dirs, "LIST_EVERY_S", every_s)
         fill(writer, main)
-    writer.stage(MAINS[2]).mkdir()
-    assert not (root / "samples.json").exists()
+    writer.stage(MAINS[3]).mkdir()
     (root / "..unfinished.json.x.tmp").touch()
+    (root / f"7_{id_of('dragged here')}").mkdir()
     check(root, SETTINGS)
     with DirWriter(root, SETTINGS, "data") as writer:
         assert writer.same_data
-        assert list(writer.samples) == MAINS[:2]
-        for main in MAINS[2:]:
+        assert list(writer.samples) == MAINS[:1]
+        for main in MAINS[1:]:
             fill(writer, main)
-        writer.finish()
+    (root / f"7_{id_of('dragged here')}").rmdir()
     assert tree(root) == tree(tmp_path / "whole")
 
 
+def test_an_unfinished_root_whose_list_someone_removed_is_one_line_and_stays(tmp_path: Path):
+    leave_unfinished(tmp_path / "root")
+    (tmp_path / "root" / "samples.json").unlink()
+    before = tree(tmp_path / "root")
+    with pytest.raises(UserError, match=r"no samples\.json"):
+        DirWriter(tmp_path / "root", SETTINGS, "data")
+    assert tree(tmp_path / "root") == before
+
+
 def test_the_data_that_changed_are_noticed(tmp_path: Path):
-    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
-        fill(writer, MAINS[0])
+    leave_unfinished(tmp_path / "root")
     with DirWriter(tmp_path / "root", SETTINGS, "other data") as writer:
         assert not writer.same_data
 
 
 def test_other_settings_are_one_line(tmp_path: Path):
-    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
-        fill(writer, MAINS[0])
+    leave_unfinished(tmp_path / "root")
     with pytest.raises(UserError, match=r"begun with ANN_SEED = 0, not 1"):
         check(tmp_path / "root", {"ANN_SEED": 1})
 
 
 def test_a_damaged_marker_is_one_line(tmp_path: Path):
-    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
-        fill(writer, MAINS[0])
+    leave_unfinished(tmp_path / "root")
     for content in ("", "{}", '{"settings": 3, "data": ""}'):
         (tmp_path / "root" / neighbor_dirs.MARKER).write_text(content)
         with pytest.raises(UserError):
@@ -101,16 +110,15 @@ def test_a_reviewer_who_gets_a_zip_needs_nothing_else(tmp_path: Path):
 
 
 def test_a_name_that_was_filled_in_stays_when_a_run_goes_on(tmp_path: Path):
-    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
-        fill(writer, MAINS[0])
+    leave_unfinished(tmp_path / "root")
     (tmp_path / "root" / "READ ME.txt").write_text("return to Ada")
-    with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
-        writer.finish()
+    with DirWriter(tmp_path / "root", SETTINGS, "data"):
+        pass
     assert (tmp_path / "root" / "READ ME.txt").read_text() == "return to Ada"
 
 
 def digest_of(image: bytes) -> str:
-    return neighbor_dirs.file_digest(io.BytesIO(image))
+    return hashlib.blake2b(image, digest_size=16).hexdigest()
 
 
 def test_the_digests_of_the_bytes_written_are_kept_by_rank(tmp_path: Path):
@@ -119,17 +127,9 @@ def test_the_digests_of_the_bytes_written_are_kept_by_rank(tmp_path: Path):
     with DirWriter(root, SETTINGS, "data") as writer:
         for of in images.values():
             make_dir(writer, of)
-        writer.finish()
-    whole = (root / ".digests.json").read_bytes()
     assert read_samples(root) == {main: [main, id_of(main)] for main in MAINS}
-    expected = {main: [(0, digest_of(b"main")), (2, digest_of(main.encode()))] for main in MAINS}
+    expected = {main: [digest_of(b"main"), None, digest_of(main.encode())] for main in MAINS}
     assert neighbor_dirs.read_digests(root) == expected
-    for name in (".digests.json", "samples.json"):  # as a kill before the list is written leaves it
-        (root / name).unlink()
-    (root / neighbor_dirs.MARKER).write_text(json.dumps({"settings": SETTINGS, "data": "data", "begun": ""}))
-    with DirWriter(root, SETTINGS, "data") as writer:
-        writer.finish()
-    assert (root / ".digests.json").read_bytes() == whole
     (root / ".digests.json").write_text("[")
     assert neighbor_dirs.read_digests(root) == {}
 
@@ -137,8 +137,8 @@ def test_the_digests_of_the_bytes_written_are_kept_by_rank(tmp_path: Path):
 def test_a_root_in_which_nothing_was_made_vanishes(tmp_path: Path):
     with DirWriter(tmp_path / "root", SETTINGS, "data") as writer:
         writer.stage(MAINS[0]).mkdir()
-        writer.drop(MAINS[0])
-        writer.finish()
+        assert not writer.commit(MAINS[:2], {MAINS[1]: "digest"})
+        assert writer.n_lost == 1
     assert not (tmp_path / "root").exists()
 
 

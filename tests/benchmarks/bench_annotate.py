@@ -269,7 +269,6 @@ def make_reviewed(root: Path, n_dirs: int) -> None:
         for number in range(n_dirs):
             listed = [id_of(f"{number}/{rank}") for rank in range(N_NEAREST + 1)]
             make_dir(writer, {id_: b"" if rank % 3 == 1 else image for rank, id_ in enumerate(listed)})
-        writer.finish()
 
 
 if __name__ == "__main__":

@@ -201,7 +201,14 @@ def replay(sampler: str, pick: str, vectors: np.ndarray, labels: np.ndarray, bud
 
 def as_pool(vectors: np.ndarray, allowed: np.ndarray, groups: list[Group]) -> samplers.Pool:
     ids = [f"{row:06}" for row in range(len(vectors))]
-    return samplers.Pool(ids, lambda: vectors, lambda: [{"a": i % 100} for i in range(len(ids))], allowed, list(groups))
+    return samplers.Pool(
+        ids,
+        vectors,
+        lambda: [{"a": i % 100} for i in range(len(ids))],
+        lambda prompt: vectors[0],
+        allowed,
+        list(groups),
+    )
 
 
 def describe(groups: list[Group], vectors: np.ndarray, labels: np.ndarray) -> list[float]:
@@ -297,7 +304,6 @@ def measure_speed(n: int = 100_000, dim: int = 512, n_picks: int = 1_000) -> dic
         allowed = np.ones(n, bool)
         allowed[[row for pos, _ in groups for row in pos]] = False
         pool = as_pool(vectors, allowed, groups)
-        pool.text_vector = lambda prompt: vectors[0]
         began = time.perf_counter()
         for row in itertools.islice(samplers.draw(name, cfgs.get(name, {}), pool, 0, N_NEAREST), n_picks):
             allowed[row] = False

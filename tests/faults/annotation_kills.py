@@ -124,7 +124,7 @@ def kill_dirload(folder: Path, n_kills: int, seed: int) -> dict[str, int]:
 
 
 def read_discarded(folder: Path) -> set[str]:
-    return history.discarded(history.read_events(folder / "data/history.jsonl"))
+    return history.discarded(history.read_decisions(folder / "data/history.jsonl"))
 
 
 if __name__ == "__main__":

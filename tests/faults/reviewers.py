@@ -158,7 +158,6 @@ class Reviewer:
                     used.setdefault(id_, set()).add(rank)
                     listed.append(id_)
                 self._make_dir(writer, root, index, listed)
-            writer.finish()
 
     def _make_dir(self, writer: DirWriter, root: Folder, index: int, listed: list[str | None]) -> None:
         main = listed[0] or ""

@@ -18,9 +18,8 @@ import ann_dirload
 from tests.support.annotation_data import ANNOTATED, ROOT, id_of, image_bytes, make_dir, tree
 from utils.annotation import history, loads, neighbor_dirs
 from utils.annotation.neighbor_dirs import DirWriter
-from utils.annotation.records import lock_path
 from utils.errors import UserError
-from utils.lock import hold
+from utils.lock import hold, lock_path
 
 N_DIRS, N_IMAGES = 4, 5
 SAMPLES = {
@@ -33,7 +32,6 @@ def make_root(root: Path = ROOT, samples: dict[str, list[str]] = SAMPLES) -> Non
     with DirWriter(root, {}, "") as writer:
         for listed in samples.values():
             make_dir(writer, {id_: image_bytes(rank) for rank, id_ in enumerate(listed)})
-        writer.finish()
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +267,6 @@ def test_a_deleted_image_is_not_taken_for_one_that_has_its_rank_in_a_directory_w
     with DirWriter(ROOT, {}, "") as writer:
         make_dir(writer, {main: image_bytes(0), id_of("not loaded"): None, shared: image_bytes(1)})
         make_dir(writer, {other: image_bytes(2), id_of("y"): image_bytes(3), shared: image_bytes(1)})
-        writer.finish()
     image(1, 2).unlink()
     assert dirload() == [{"pos": [main, shared], "neg": []}, {"pos": [other, id_of("y")], "neg": [shared]}]
 
@@ -420,7 +417,6 @@ def test_identical_images_of_a_collection_without_their_ids_are_unknown():
     shutil.rmtree(ROOT)
     with DirWriter(ROOT, {}, "") as writer:
         make_dir(writer, dict(zip(samples[MAINS[0]], [image_bytes(0), image_bytes(1), image_bytes(1)])))
-        writer.finish()
     image(0, 1).rename(folder(0) / "one of them.jpg")
     image(0, 2).unlink()
     assert dirload() == [{"pos": ids(0, 0), "neg": []}]
@@ -754,7 +750,7 @@ def test_undo_of_the_first_load_leaves_an_empty_list(capsys):
 
 
 def read_discarded() -> set[str]:
-    return history.discarded(history.read_events(Path("data/history.jsonl")))
+    return history.discarded(history.read_decisions(Path("data/history.jsonl")))
 
 
 def test_undo_of_a_load_that_only_discards_keeps_older_records():
@@ -895,7 +891,7 @@ def test_two_at_a_time_are_one_too_many():
 def test_a_folder_that_is_being_made_is_waited_for(monkeypatch):
     monkeypatch.setattr(ann_dirload, "WAIT_S", 0.1)
     (ROOT / neighbor_dirs.MARKER).write_text("{}")
-    with hold(neighbor_dirs.lock_path(ROOT), str(ROOT)), pytest.raises(UserError, match=r"dirrify is in use by pid"):
+    with hold(lock_path(ROOT), str(ROOT)), pytest.raises(UserError, match=r"dirrify is in use by pid"):
         dirload()
 
 

@@ -32,12 +32,14 @@ def a_pool(vectors=None, metadata=None, n=None, **kwargs) -> Pool:
     n = n or len(metadata if vectors is None else vectors)
     kwargs.setdefault("allowed", np.ones(n, bool))
 
+    kwargs.setdefault("text_vector", lambda prompt: unit(vectors)[0])
+
     def refuse():
         raise AssertionError("loaded without need")
 
     return Pool(
         ids=[f"id{i:06}" for i in range(n)],
-        vectors=refuse if vectors is None else lambda: unit(vectors),
+        vectors=np.empty(0) if vectors is None else unit(vectors),
         metadata=refuse if metadata is None else lambda: metadata,
         **kwargs,
     )
@@ -60,9 +62,7 @@ def blobs(sizes, spread=0.15, dim=16, seed=0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def full_pool(vectors, **kwargs) -> Pool:
-    vectors = unit(vectors)
-    metadata = [{"a": row % 7} for row in range(len(vectors))]
-    return a_pool(vectors, metadata, text_vector=lambda prompt: vectors[0], **kwargs)
+    return a_pool(vectors, [{"a": row % 7} for row in range(len(vectors))], **kwargs)
 
 
 def test_unknown_sampler_names_the_known_ones():
@@ -310,11 +310,6 @@ def test_text_takes_the_most_similar_first():
     vectors = on_circle(0, 20, 40, 60, 80)
     pool = a_pool(vectors, text_vector=lambda prompt: unit(on_circle(63))[0])
     assert take("text", pool, n_nearest=0) == [3, 4, 2, 1, 0]
-
-
-def test_text_on_a_model_without_text_is_an_error():
-    with pytest.raises(ValueError, match="needs a model that reads text; this collection's is image_only"):
-        draw("text", {"prompt": "a cat"}, a_pool(np.eye(3)), 0, 2)
 
 
 def test_ids_may_be_what_the_list_names_the_images_by():

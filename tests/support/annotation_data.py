@@ -74,11 +74,13 @@ def make_dir(writer: DirWriter, images: Mapping[str, bytes | None]) -> None:
     if it is deleted already."""
     main = next(iter(images))
     writer.stage(main).mkdir()
+    digests = {id_: "of an image that is deleted already" for id_, image in images.items() if image is not None}
     for rank, (id_, image) in enumerate(images.items()):
         if image:
-            (writer.stage(main) / neighbor_dirs.image_name(rank, id_, ".jpg")).write_bytes(image)
-    files = {id_: None if image is None else io.BytesIO(image) for id_, image in images.items()}
-    writer.commit(main, {id_: file and neighbor_dirs.file_digest(file) for id_, file in files.items()})
+            path = writer.stage(main) / neighbor_dirs.image_name(rank, id_, ".jpg")
+            path.write_bytes(image)
+            digests[id_] = neighbor_dirs.file_digest(path)
+    writer.commit(list(images), digests)
 
 
 def read_samples(root: Path = ROOT) -> dict[str, list[str]]:

@@ -66,20 +66,16 @@ class Candidates:
         Raises UserError if the collection cannot be read or has none of the images.
         """
         with collection.reading(place, name) as images:
-            there = set(collection.read_ids(images)).intersection(self.ids)
-            if not there:
+            is_there = _are_in(self.ids, collection.read_ids(images))
+            if not is_there.any():
                 raise UserError(f"ANN_DIRRIFY_POOL: collection {name} has no image of this one; embed the same list")
-            rows = [row for row, id_ in enumerate(self.ids) if id_ in there]
-            load_vectors = collection.spool_vectors(images, [self.ids[row] for row in rows])
+            load_vectors = collection.spool_vectors(images, [self.ids[row] for row in np.flatnonzero(is_there)])
         found = neighbors.normalize(load_vectors())
-        vectors = np.zeros((len(self.ids), found.shape[1]), np.float32)
-        vectors[rows] = found
-        self.pool[name] = vectors
-        is_there = np.zeros(len(self.ids), bool)
-        is_there[rows] = True
+        self.pool[name] = np.zeros((len(self.ids), found.shape[1]), np.float32)
+        self.pool[name][is_there] = found
         self.allowed &= is_there
         self.eligible &= is_there
-        return len(self.ids) - len(rows)
+        return int((~is_there).sum())
 
     def nearest(self, mains: Sequence[int], n_nearest: int, max_similarity: float) -> list[neighbors.Neighbors]:
         """The nearest images of each main image; with a pool those of all collections, in turns by rank.
@@ -148,7 +144,7 @@ def _matching(images: chromadb.Collection, ids: Sequence[str], where: dict[str, 
     if not where:
         return np.ones(len(ids), bool)
     try:
-        found = set(collection.read_ids(images, where))
+        found = collection.read_ids(images, where)
     except ValueError as error:
         raise UserError(
             f"{constant} {json.dumps(where)} is malformed: {error}. Combine conditions with "
@@ -156,4 +152,10 @@ def _matching(images: chromadb.Collection, ids: Sequence[str], where: dict[str, 
         ) from None
     if not found:
         raise UserError(f"{constant} {json.dumps(where)} matches no image in collection {images.name}")
-    return np.fromiter((id_ in found for id_ in ids), bool, len(ids))
+    return _are_in(ids, found)
+
+
+def _are_in(ids: Sequence[str], found: Iterable[str]) -> np.ndarray:
+    """(N,) bool: which of `ids` were found."""
+    there = set(found)
+    return np.fromiter((id_ in there for id_ in ids), bool, len(ids))

@@ -75,32 +75,33 @@ class DirImages:
         self._copiers.shutdown(cancel_futures=True)
         self._converters.shutdown(cancel_futures=True)
 
-    def start(self, ids: Sequence[str], folder: Path) -> Callable[[], dict[str, str]]:
+    def start(self, ids: list[str], folder: Path) -> Callable[[], dict[str, str]]:
         """Begin to fill the new `folder` with the images of `ids`, named by rank.
 
         Returns a function that waits for the folder and returns {id: digest} of the images in it, in rank order. It
         raises UserError once there seems to be no network.
         """
-        copying = self._copiers.submit(self._copy, list(ids), folder)
-        return lambda: self._wait(list(ids), copying)
+        copying = self._copiers.submit(self._copy, ids, folder)
+        return lambda: self._wait(ids, copying)
 
     def _copy(self, ids: list[str], folder: Path) -> dict[str, _Outcome | Future[_Outcome]]:
         """Copy cached images, start a download for each other. Copies, not links: viewers rotate files in place."""
         folder.mkdir()
-        placed = {id_: outcome for rank, id_ in enumerate(ids) if (outcome := self._copy_one(rank, id_, folder))}
-        missing = [(rank, id_) for rank, id_ in enumerate(ids) if id_ not in placed]
+        stems = {id_: folder / image_name(rank, id_, "") for rank, id_ in enumerate(ids)}
+        placed = {id_: outcome for id_, stem in stems.items() if (outcome := self._copy_one(id_, stem))}
+        missing = [id_ for id_ in ids if id_ not in placed]
         main: Future[_Outcome] | None = None
-        for (rank, id_), url in zip(missing, self._urls([id_ for _, id_ in missing])):
-            work = functools.partial(self._download, rank, id_, url, folder, main)
+        for id_, url in zip(missing, self._urls(missing)):
+            work = functools.partial(self._download, url, stems[id_], main)
             placed[id_] = download = self._downloaders.submit(queue_host(url), work)
-            main = download if rank == 0 else main
+            main = download if id_ == ids[0] else main
         return placed
 
     def _urls(self, ids: list[str]) -> Sequence[str]:
         with self._lock:  # the first call opens Chroma
             return self._urls_of(ids) if ids else []
 
-    def _copy_one(self, rank: int, id_: str, folder: Path) -> _Outcome | Future[_Outcome] | None:
+    def _copy_one(self, id_: str, stem: Path) -> _Outcome | Future[_Outcome] | None:
         """None if there is no usable file in the cache."""
         path = self._cache.find(id_)
         try:
@@ -112,34 +113,32 @@ class DirImages:
         with file:
             try:
                 if self._max_side and not shows_everywhere(file, self._max_side):
-                    return self._converters.submit(self._convert, path, rank, id_, folder)
-                stem = folder / image_name(rank, id_, "")
+                    return self._converters.submit(self._convert, path, id_, stem)
                 with _naming(stem):
-                    return _Outcome("", _digest(write_copy(file, stem)), was_cached=True)
+                    return _Outcome("", file_digest(write_copy(file, stem)), was_cached=True)
             except ImageError:  # damaged
                 return None
 
-    def _convert(self, path: Path, rank: int, id_: str, folder: Path) -> _Outcome:
+    def _convert(self, path: Path, id_: str, stem: Path) -> _Outcome:
         try:
-            return _Outcome("", self._write_review_copy(path, rank, id_, folder), was_cached=True)
+            return _Outcome("", self._write_review_copy(path, stem), was_cached=True)
         except ImageError as error:  # damaged
             if not self._decoders.is_open:
                 return _Outcome(error.reason)
             (url,) = self._urls([id_])
-            return self._download(rank, id_, url, folder, None)
+            return self._download(url, stem, None)
 
-    def _write_review_copy(self, path: Path, rank: int, id_: str, folder: Path) -> str:
+    def _write_review_copy(self, path: Path, stem: Path) -> str:
         """The digest of the copy. The decoder's process protects this one from hostile files. Raises ImageError."""
-        stem = folder / image_name(rank, id_, "")
         try:
             with _naming(stem):
-                return _digest(self._decoders.run(write_review_copy, path, stem, self._max_side, self._max_pixels))
+                return file_digest(self._decoders.run(write_review_copy, path, stem, self._max_side, self._max_pixels))
         except DiedError:
-            for part in folder.glob(f"{stem.name}.*"):
+            for part in stem.parent.glob(f"{stem.name}.*"):
                 part.unlink()
             raise ImageError("bad_image", "its decoder's process died or hung") from None
 
-    def _download(self, rank: int, id_: str, url: str, folder: Path, main: Future[_Outcome] | None) -> _Outcome:
+    def _download(self, url: str, stem: Path, main: Future[_Outcome] | None) -> _Outcome:
         """Skipped once the main image has failed, and without a network."""
         if not url:
             return _Outcome("bad_record")
@@ -150,19 +149,19 @@ class DirImages:
         begun = time.monotonic()
         try:
             with fetch(url, self._limits) as file:
-                digest = self._write_download(file, rank, id_, folder)
+                digest = self._write_download(file, stem)
         except ImageError as error:
             self._note(begun, error.reason, str(error))
             return _Outcome(error.reason)
         self._note(begun)
         return _Outcome("", digest)
 
-    def _write_download(self, file: BinaryIO, rank: int, id_: str, folder: Path) -> str:
-        original = folder / f".{image_name(rank, id_, '')}"
+    def _write_download(self, file: BinaryIO, stem: Path) -> str:
+        original = stem.with_name(f".{stem.name}")
         try:
             with original.open("xb") as copy:
                 shutil.copyfileobj(file, copy, 1 << 20)
-            return self._write_review_copy(original, rank, id_, folder)
+            return self._write_review_copy(original, stem)
         finally:
             original.unlink(missing_ok=True)
 
@@ -195,11 +194,6 @@ class DirImages:
         self.n_downloaded += sum(not result.reason and not result.was_cached for result in results.values())
         self.failures.update(result.reason for result in results.values() if result.reason)
         return {id_: results[id_].digest for id_ in ids if not results[id_].reason}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file)
 
 
 @contextlib.contextmanager

@@ -48,9 +48,9 @@ class Groups:
     ) -> None:
         self._draw, self._find, self._allowed, self._repeats = draw, find, allowed, repeats
         self._drawing = draw()
-        self._untried = allowed.copy()
+        self._may_be_main = allowed.copy()
         self._tried: set[int] = set()
-        self._n_shown = np.zeros(len(allowed), np.int32)  # groups that show a row
+        self._n_shown = np.zeros(len(allowed), np.int32)  # groups that show a row, and 1 for a main image that failed
         self._gave_back = False
 
     def take(self, n: int) -> list[DrawnGroup]:
@@ -62,14 +62,13 @@ class Groups:
                 continue  # a group of this block shows it
             group = DrawnGroup(main, neighbors)
             self._tried.add(main)
-            self._untried[main] = False
-            self._count(group, 1)
+            self._count(group.rows, 1)
             groups.append(group)
         return groups
 
     def fail(self, group: DrawnGroup) -> None:
         """The main image could not be loaded: it is not tried again, and its neighbors become free."""
-        self._count(group, -1)
+        self._count(group.neighbors.rows, -1)
         self._gave_back = True
 
     def _take_rows(self, n: int) -> list[int]:
@@ -85,14 +84,13 @@ class Groups:
                 break
         return rows
 
-    def _count(self, group: DrawnGroup, change: int) -> None:
-        rows = np.asarray(group.rows)
+    def _count(self, rows: list[int], change: int) -> None:
         self._n_shown[rows] += change
-        self._allowed[rows] = self._untried[rows] & (self._n_shown[rows] == 0)
+        self._allowed[rows] = self._may_be_main[rows] & (self._n_shown[rows] == 0)
 
 
-def make_groups(groups: Groups, n: int, start: Callable[[DrawnGroup], Callable[[], bool]]) -> int:
-    """Make n groups, or as many as can be drawn. Returns how many.
+def make_groups(groups: Groups, n: int, start: Callable[[DrawnGroup], Callable[[], bool]]) -> Iterator[DrawnGroup]:
+    """Make n groups, or as many as can be drawn; yields each that succeeds.
 
     `start` begins a group and returns a function that completes it and returns its success. These functions are
     called in the order of drawing.
@@ -101,14 +99,14 @@ def make_groups(groups: Groups, n: int, start: Callable[[DrawnGroup], Callable[[
     n_made = 0
     while True:
         n_missing = n - n_made - sum(map(len, pending))
-        block = groups.take(n_missing) if n_missing > 0 and len(pending) < AHEAD else []
-        if block:
+        if block := groups.take(n_missing) if n_missing > 0 and len(pending) < AHEAD else []:
             pending.append([(group, start(group)) for group in block])
-        elif pending:
-            for group, complete in pending.popleft():
-                if complete():
-                    n_made += 1
-                else:
-                    groups.fail(group)
-        else:
-            return n_made
+            continue
+        if not pending:
+            return
+        for group, complete in pending.popleft():
+            if complete():
+                n_made += 1
+                yield group
+            else:
+                groups.fail(group)

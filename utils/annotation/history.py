@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.log import LOG
 
 Event = dict[str, Any]
@@ -58,7 +58,7 @@ def append(path: Path | None, events: Iterable[Event]) -> None:
     if path is None or not lines:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(path.with_name(f".{path.name}.lock"), f"history {path}", WAIT_S), path.open("ab+") as file:
+    with hold(lock_path(path), f"history {path}", WAIT_S), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             lines = lines if file.read() == b"\n" else b"\n" + lines
@@ -70,12 +70,12 @@ def append(path: Path | None, events: Iterable[Event]) -> None:
 def append_shown(path: Path | None, root: Path, begun: str, shown: Sequence[Event]) -> None:
     """Append the directories that a run, begun at that time, has in `root`: events without root and time; each once."""
     name = str(root.resolve())
-    known = {event["main"] for event in read_events(path) if _is_of(event, name, begun)}
+    known = {
+        event["main"]
+        for event in read_events(path)
+        if "shown" in event and event.get("root") == name and str(event.get("time")) >= begun
+    }
     append(path, ({"root": name, **event, "time": now()} for event in shown if event["main"] not in known))
-
-
-def _is_of(event: Event, root: str, begun: str) -> bool:
-    return "shown" in event and event.get("root") == root and str(event.get("time")) >= begun
 
 
 def shown(events: Iterable[Event]) -> set[str]:
@@ -95,10 +95,10 @@ def read_decisions(path: Path | None) -> list[Event]:
     return in_effect(event for event in read_events(path, skip='"shown": {') if "shown" not in event)
 
 
-def discarded(events: Iterable[Event]) -> set[str]:
+def discarded(decisions: Iterable[Event]) -> set[str]:
     """Main ids of directories whose last decision was to discard them."""
     mains: set[str] = set()
-    for event in in_effect(event for event in events if "shown" not in event):
+    for event in decisions:
         if event.get("discarded"):
             mains.add(event["main"])
         elif "kept" in event:

@@ -10,32 +10,13 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from utils.annotation import history
 from utils.annotation.history import Event
-from utils.annotation.records import Record, backup_path, is_record, put_back, read_items, write_items
+from utils.annotation.records import backup_path, is_record, put_back, read_items, write_items
 from utils.annotation.reviewed import Review, ReviewedDir
 from utils.errors import UserError
-
-
-class Compared(NamedTuple):
-    """A directory whose record was made before."""
-
-    folder: ReviewedDir
-    record: Record
-
-    @property
-    def is_equal(self) -> bool:
-        kept, deleted = set(self.folder.kept), set(self.folder.deleted)
-        return (kept, deleted) == (set(self.record["pos"]), set(self.record["neg"]))
-
-    @property
-    def verdicts(self) -> Iterator[tuple[str, bool, bool]]:
-        """(id, kept in the record, kept in the folder) of each image judged in both; not of the main image."""
-        before = dict.fromkeys(self.record["neg"], False) | dict.fromkeys(self.record["pos"], True)
-        after = dict.fromkeys(self.folder.deleted, False) | dict.fromkeys(self.folder.kept, True)
-        return ((id_, kept, after[id_]) for id_, kept in before.items() if id_ in after and id_ != self.folder.main)
 
 
 @dataclass
@@ -47,16 +28,20 @@ class Load:
     interrupted: list[Event]  # of a load that never reached the annotated data
     n_foreign: int = 0  # items of other tools
     loaded: list[ReviewedDir] = field(default_factory=list)
-    replaced: list[Compared] = field(default_factory=list)
-    different: list[Compared] = field(default_factory=list)  # from their records, which stay
-    already: list[Compared] = field(default_factory=list)  # equal to their records
-    second_looks: list[Compared] = field(default_factory=list)  # at directories recorded from another root
+    replaced: list[ReviewedDir] = field(default_factory=list)
+    different: list[ReviewedDir] = field(default_factory=list)  # from their records, which stay
+    already: list[ReviewedDir] = field(default_factory=list)  # equal to their records
+    second_looks: list[ReviewedDir] = field(default_factory=list)  # at directories recorded from another root
     untouched: list[ReviewedDir] = field(default_factory=list)  # left out on request
     discarded: list[ReviewedDir] = field(default_factory=list)
     gone: list[ReviewedDir] = field(default_factory=list)  # deleted, but recorded before or from another root
-    revived: list[str] = field(default_factory=list)  # loaded directories that were discarded before
-    other_main: list[str] = field(default_factory=list)  # main image is a positive of another record
+    revived: list[ReviewedDir] = field(default_factory=list)  # loaded, though discarded before
+    other_main: list[ReviewedDir] = field(default_factory=list)  # loaded; main image is a positive of another record
     root_of: dict[str, str] = field(default_factory=dict)  # main id -> root in which it was recorded
+
+    @property
+    def recorded(self) -> list[ReviewedDir]:
+        return self.loaded + self.replaced
 
 
 def plan(path: Path, history_path: Path | None, reviews: Sequence[Review], replace: bool, skip: bool) -> Load:
@@ -89,7 +74,7 @@ def plan(path: Path, history_path: Path | None, reviews: Sequence[Review], repla
     load.gone += [folder for folder in load.discarded if folder.main in kept]
     load.discarded = [folder for folder in load.discarded if folder.main not in kept]
     known = history.discarded(load.decisions)
-    load.revived = [folder.name for folder in load.loaded if folder.main in known]
+    load.revived = [folder for folder in load.loaded if folder.main in known]
     return load
 
 
@@ -104,7 +89,7 @@ def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedD
 
 def _add(load: Load, folder: ReviewedDir, holders: dict[str, list[int]]) -> None:
     if folder.main in holders:
-        load.other_main.append(folder.name)
+        load.other_main.append(folder)
     for id_ in folder.kept:
         holders.setdefault(id_, []).append(len(load.items))
     load.items.append({"pos": folder.kept, "neg": folder.deleted})
@@ -113,19 +98,20 @@ def _add(load: Load, folder: ReviewedDir, holders: dict[str, list[int]]) -> None
 
 
 def _compare(load: Load, folder: ReviewedDir, index: int, replace: bool, skip: bool) -> None:
-    compared = Compared(folder, load.items[index])
-    if compared.is_equal:
-        load.already.append(compared)
+    folder.before = record = load.items[index]
+    is_equal = (set(folder.kept), set(folder.deleted)) == (set(record["pos"]), set(record["neg"]))
+    if is_equal:
+        load.already.append(folder)
     elif replace and not (skip and folder.is_untouched):
-        load.replaced.append(compared)
-        load.items[index] = {**load.items[index], "pos": folder.kept, "neg": folder.deleted}
+        load.replaced.append(folder)
+        load.items[index] = {**record, "pos": folder.kept, "neg": folder.deleted}
         load.root_of[folder.main] = folder.review.name
         return
     else:
-        load.different.append(compared)
+        load.different.append(folder)
     root = load.root_of.get(folder.main, "")
-    if root != folder.review.name and (root or not compared.is_equal):  # without a history any change could be one
-        load.second_looks.append(compared)
+    if root != folder.review.name and (root or not is_equal):  # without a history any change could be one
+        load.second_looks.append(folder)
 
 
 def save(path: Path, history_path: Path | None, load: Load) -> None:
@@ -133,24 +119,24 @@ def save(path: Path, history_path: Path | None, load: Load) -> None:
     base = {"time": history.now(), "load": secrets.token_hex(6), "records": path.name}
     events = [*_undoing(load.interrupted), *({**event, **base} for event in _events(load))]
     history.append(history_path, events)
-    if load.loaded or load.replaced:
+    if load.recorded:
         write_items(path, load.items)
 
 
 def _events(load: Load) -> Iterator[Event]:
-    for folder in load.loaded:
-        yield {**_subject(folder), "kept": folder.kept, "deleted": folder.deleted}
-    for folder, record in load.replaced:
-        yield {**_subject(folder), "kept": folder.kept, "deleted": folder.deleted, "replaced": record}
+    for folder in load.recorded:
+        replaced = {"replaced": folder.before} if folder.before["pos"] else {}
+        yield {**_subject(folder), "kept": folder.kept, "deleted": folder.deleted, **replaced}
     known = history.discarded(load.decisions)
     for folder in load.discarded:
         if folder.main not in known:
             yield {**_subject(folder), "discarded": True}
     noted = [(event["root"], event["main"], event["second_look"]) for event in load.decisions if "second_look" in event]
-    for folder, record in load.second_looks:
+    for folder in load.second_looks:
         look = {"kept": folder.kept, "deleted": folder.deleted}
         if folder.main in load.root_of and (folder.review.name, folder.main, look) not in noted:
-            yield {**_subject(folder), "second_look": look, "record": {"pos": record["pos"], "neg": record["neg"]}}
+            record = {"pos": folder.before["pos"], "neg": folder.before["neg"]}
+            yield {**_subject(folder), "second_look": look, "record": record}
 
 
 def _subject(folder: ReviewedDir) -> Event:
@@ -160,19 +146,14 @@ def _subject(folder: ReviewedDir) -> Event:
 # --- undo -------------------------------------------------------------------------------------------------------------
 @dataclass
 class Undone:
-    """What taking back a load did."""
+    """What taking back a load does."""
 
     items: list[Any]
-    mains: list[str] = field(default_factory=list)  # whose records changed, if only .bak tells
     n_removed: int = 0
     n_restored: int = 0
     n_discards: int = 0
     n_second_looks: int = 0
     n_edited: int = 0  # records that are not as the load left them, and stay
-
-    @property
-    def n_changed(self) -> int:
-        return self.n_removed + self.n_restored
 
 
 def undo(path: Path, history_path: Path | None) -> Undone:
@@ -180,13 +161,15 @@ def undo(path: Path, history_path: Path | None) -> Undone:
     items = read_items(path)
     events = _last_load(history.read_decisions(history_path), path.name)
     backup = read_items(backup_path(path)) if path.exists() and backup_path(path).exists() else None
-    if not events or (backup is not None and _without(backup, events).n_changed):  # the last is not in the history
+    undone = _without(items, events)
+    is_later = backup is not None and _without(backup, events).items != backup  # the last load is not in the history
+    if is_later or not events:
         if backup is None:
             raise UserError(f"nothing to take back: no load in the history, and {backup_path(path)} does not exist")
-        undone = _restored(items, backup)
-        events = [{"main": main} for main in undone.mains]
-    else:
-        undone = _without(items, events)
+        before, had = set(map(_text, backup)), {item["pos"][0] for item in backup if is_record(item)}
+        events = [{"main": item["pos"][0]} for item in items if is_record(item) and _text(item) not in before]
+        n_restored = sum(event["main"] in had for event in events)
+        undone = Undone(backup, len(events) - n_restored, n_restored)
     if undone.items != items:
         put_back(path, undone.items)
     history.append(history_path, _undoing(events))
@@ -203,37 +186,29 @@ def _last_load(decisions: Sequence[Event], name: str) -> list[Event]:
     return []
 
 
-def _restored(items: Sequence[Any], backup: list[Any]) -> Undone:
-    """What it takes to go back to `backup`."""
-    before, after = set(map(_text, backup)), set(map(_text, items))
-    mains = [item["pos"][0] for item in items if is_record(item) and _text(item) not in before]
-    old = {item["pos"][0] for item in backup if is_record(item) and _text(item) not in after}
-    n_restored = sum(main in old for main in mains)
-    return Undone(backup, mains, n_removed=len(mains) - n_restored, n_restored=n_restored)
-
-
 def _without(items: Sequence[Any], events: Sequence[Event]) -> Undone:
-    undone = Undone(list(items))
+    """Take back the events of one load."""
+    undone = Undone([])
+    left: dict[int, Any] = dict(enumerate(items))
     places: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        if is_record(item):
-            places.setdefault(_text(item), []).append(index)
-    removed: set[int] = set()
+        places.setdefault(_text(item), []).append(index)
     for event in reversed(events):
-        if "kept" in event:
-            old = event.get("replaced")
-            found = places.get(_text({**(old or {}), "pos": event["kept"], "neg": event["deleted"]}), [])
-            if not found:
-                undone.n_edited += 1
-            elif old:
-                undone.items[found.pop()] = old
-                undone.n_restored += 1
-            else:
-                removed.add(found.pop())
-                undone.n_removed += 1
         undone.n_discards += bool(event.get("discarded"))
         undone.n_second_looks += "second_look" in event
-    undone.items = [item for index, item in enumerate(undone.items) if index not in removed]
+        if "kept" not in event:
+            continue
+        old = event.get("replaced")
+        found = places.get(_text({**(old or {}), "pos": event["kept"], "neg": event["deleted"]}))
+        if not found:
+            undone.n_edited += 1
+        elif old:
+            left[found.pop()] = old
+            undone.n_restored += 1
+        else:
+            del left[found.pop()]
+            undone.n_removed += 1
+    undone.items = list(left.values())
     return undone
 
 

@@ -2,7 +2,8 @@
 
 ROOT/samples.json lists what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
 A directory is filled under a hidden name, renamed when complete, and listed after that. A hidden marker stays in ROOT
-until the last directory is listed. So every listed directory is complete, wherever the run was killed.
+until the last directory is listed. So every listed directory is complete, wherever the run was killed; those of the
+last second that a killed run did not list are made again.
 ROOT/.digests.json holds the digests of the bytes written, {main id: [digest by rank, null where no image could be
 loaded]}; with them an image is known without its name. ROOT/READ ME.txt holds the rules for a reviewer.
 """
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from utils import ids
 from utils.annotation.history import now
@@ -49,28 +50,17 @@ def image_name(rank: int, id_: str, extension: str) -> str:
     return f"{rank}_{id_}{extension}"
 
 
-def rank_in(name: str) -> int:
-    """The rank at the beginning of an image's name; -1 if there is none any more."""
-    number = name.partition("_")[0]
-    return int(number) if number.isascii() and number.isdecimal() else -1
-
-
 def dir_name(index: int, main: str) -> str:
     return f"{index}_{main}"
 
 
-def file_digest(file: BinaryIO) -> str:
-    """BLAKE2b of 16 bytes in hexadecimal, of the rest of the file."""
+def file_digest(path: Path) -> str:
+    """BLAKE2b of 16 bytes in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
-
-
-def lock_path(root: Path) -> Path:
-    """Beside the root, not inside: a reviewer sees nothing but images and READ ME.txt."""
-    root = root.absolute()
-    return root.with_name(f".{root.name}.lock")
 
 
 def read_samples(root: Path) -> Samples:
@@ -104,17 +94,14 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
     return listed[:1] == [main] and len(set(listed)) == len(listed)
 
 
-def read_digests(root: Path) -> dict[str, list[tuple[int, str]]]:
-    """{main id: [(rank, digest) of each listed image]}; {} without a readable file."""
+def read_digests(root: Path) -> dict[str, list[str | None]]:
+    """{main id: digests by rank, None where no image could be loaded}; {} without a readable file."""
     try:
         digests = read_json(root / DIGESTS, "the digests")
     except UserError:
         return {}
-    return {
-        main: [(rank, digest) for rank, digest in enumerate(by_rank) if isinstance(digest, str)]
-        for main, by_rank in (digests.items() if isinstance(digests, dict) else ())
-        if isinstance(by_rank, list)
-    }
+    lists = digests.items() if isinstance(digests, dict) else ()
+    return {main: by_rank for main, by_rank in lists if isinstance(by_rank, list)}
 
 
 def _write_lists(path: Path, lists: Mapping[str, Sequence[str | None]]) -> None:
@@ -137,8 +124,7 @@ def check(root: Path, settings: dict[str, Any]) -> None:
         return
     begun_with = _read_marker(root)["settings"]
     for name, value in settings.items():
-        was = begun_with.get(name) if isinstance(begun_with, dict) else None
-        if was != value:
+        if (was := begun_with.get(name)) != value:
             raise UserError(
                 f"{root} is not finished and was begun with {name} = {json.dumps(was)}, not {json.dumps(value)}; "
                 "finish it with that value, or delete it"
@@ -146,9 +132,9 @@ def check(root: Path, settings: dict[str, Any]) -> None:
 
 
 class DirWriter:
-    """Makes a root, or continues an unfinished one. Use it as a context: leaving it early keeps the marker.
+    """Makes a root, or continues an unfinished one. Use it as a context: leaving it by an error keeps the marker.
 
-    samples: complete directories, listed or about to be.
+    samples: complete directories, listed or about to be. n_lost: main images that could not be loaded.
     same_data: False if an unfinished run continues with other data, so that its main images may differ.
     begun: start of the first run on this root, UTC, ISO 8601.
     """
@@ -158,8 +144,8 @@ class DirWriter:
         self.root = root
         self.samples: Samples = {}
         self._digests: dict[str, list[str | None]] = {}  # by rank
-        self.same_data, self.begun = True, now()
-        self._n_listed, self._listed_at = 0, time.monotonic()
+        self.n_lost, self.same_data, self.begun = 0, True, now()
+        self._n_listed, self._listed_at = -1, time.monotonic()
         root.mkdir(parents=True, exist_ok=True)
         _remove_parts(root)
         if is_unfinished(root):
@@ -168,6 +154,7 @@ class DirWriter:
             self._resume()
         else:
             write_json(root / MARKER, {"settings": settings, "data": data, "begun": self.begun})
+        self._list()
         if not (root / README).exists():  # a name that someone filled in stays
             with replacing(root / README, binary=True) as file:
                 file.write(README_TEXT.replace("\n", "\r\n").encode())
@@ -175,45 +162,41 @@ class DirWriter:
     def __enter__(self) -> DirWriter:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         _remove_parts(self.root)  # first: on a full disk the list needs the room
         self._list()
         if not self.samples:  # leave no trace: the next run may have other settings
-            for name in (MARKER, DIGESTS, README):
+            for name in (SAMPLES, DIGESTS, README, MARKER):
                 (self.root / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.root.rmdir()
-        elif is_unfinished(self.root):
+        elif error is None:
+            (self.root / MARKER).unlink()
+        else:
             LOG.warning("%s is not finished (%d directories); the same command goes on", self.root, len(self.samples))
 
     def stage(self, main: str) -> Path:
         """The hidden folder in which to make one directory; its parent exists, it does not."""
         return self.root / f".{main}{PART_SUFFIX}"
 
-    def commit(self, main: str, digests: Mapping[str, str | None]) -> None:
-        """Rename the staged folder. It is listed within LIST_EVERY_S, or when the context is left.
+    def commit(self, listed: Sequence[str], digests: Mapping[str, str]) -> bool:
+        """Rename the staged folder of listed[0], the main image; if that has no image, remove it and return False.
 
-        digests: id -> file_digest of its image, None if it has none; by rank. The images are not synced: a power cut
-        may leave empty files, which ann_dirload.py counts as unknown.
+        listed: ids by rank. digests: id -> file_digest of its image, without those that could not be loaded. The images
+        are not synced: a power cut may leave empty files, which ann_dirload.py counts as unknown. The directory is
+        listed within LIST_EVERY_S, or when the context is left.
         """
+        main = listed[0]
+        if main not in digests:
+            shutil.rmtree(self.stage(main))
+            self.n_lost += 1
+            return False
         os.replace(self.stage(main), self.root / dir_name(len(self.samples), main))
-        self.samples[main] = [id_ for id_, digest in digests.items() if digest is not None]
-        self._digests[main] = list(digests.values())
-        while self._digests[main][-1] is None:  # as _digest_dir would find it
-            self._digests[main].pop()
+        self.samples[main] = [id_ for id_ in listed if id_ in digests]
+        self._digests[main] = [digests.get(id_) for id_ in listed]
         if time.monotonic() - self._listed_at > LIST_EVERY_S:
             self._list()
-
-    def drop(self, main: str) -> None:
-        """Remove the staged folder: its main image could not be loaded."""
-        shutil.rmtree(self.stage(main))
-
-    def finish(self) -> None:
-        """List the rest and remove the marker."""
-        self._list()
-        _remove_parts(self.root)
-        if self.samples:
-            (self.root / MARKER).unlink()
+        return True
 
     def _list(self) -> None:
         self._listed_at = time.monotonic()
@@ -223,31 +206,18 @@ class DirWriter:
             self._n_listed = len(self.samples)
 
     def _resume(self) -> None:
-        if (self.root / SAMPLES).exists():
-            self.samples = read_samples(self.root)
-            self._n_listed = len(self.samples)
-        with contextlib.suppress(UserError, AttributeError):
-            self._digests = dict(read_json(self.root / DIGESTS, "the digests").items())
-        for index, main, listed in sorted(_read_complete(self.root)):
-            if main not in self.samples and index == len(self.samples):
-                self.samples[main] = listed
-        for index, (main, listed) in enumerate(self.samples.items()):
-            if main not in self._digests:
-                self._digests[main] = _digest_dir(self.root / dir_name(index, main), listed)
-        self._digests = {main: self._digests[main] for main in self.samples if self._digests[main]}
-        self._list()
-
-
-def _digest_dir(folder: Path, listed: list[str]) -> list[str | None]:
-    """By rank; [] if images are missing already."""
-    paths = {path.stem.partition("_")[2]: path for path in folder.iterdir()} if folder.is_dir() else {}
-    if not paths.keys() >= set(listed):
-        return []
-    digests: list[str | None] = [None] * (rank_in(paths[listed[-1]].name) + 1)
-    for id_ in listed:
-        with paths[id_].open("rb") as file:
-            digests[rank_in(paths[id_].name)] = file_digest(file)
-    return digests
+        """Go on with the directories that are listed; remove those that a killed run made after them."""
+        if not (self.root / SAMPLES).exists() and not any(self.root.glob("0_*")):  # killed at once
+            return
+        self.samples, digests = read_samples(self.root), read_digests(self.root)
+        self._digests = {main: digests[main] for main in self.samples if main in digests}
+        self._n_listed = len(self.samples)
+        for index in itertools.count(self._n_listed):
+            unlisted = [path for path in self.root.glob(f"{index}_*") if ids.is_uuid(path.name.partition("_")[2])]
+            if not unlisted:
+                break
+            for path in unlisted:
+                shutil.rmtree(path)
 
 
 def _read_marker(root: Path) -> dict[str, Any]:
@@ -273,14 +243,3 @@ def _is_temporary(name: str) -> bool:
 
 def _names(root: Path) -> list[str]:
     return [path.name for path in root.iterdir()] if root.exists() else []
-
-
-def _read_complete(root: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """(index, main id, ids by rank) of every directory with the name of a complete one."""
-    for name in _names(root):
-        match = re.fullmatch(r"(\d+)_(.+)", name)
-        if match and ids.is_uuid(match[2]) and (root / name).is_dir():
-            files = [re.fullmatch(r"(\d+)_(.+)(\.\w+)", file) for file in _names(root / name)]
-            listed = dict(sorted((int(file[1]), file[2]) for file in files if file and ids.is_uuid(file[2])))
-            if listed.get(0) == match[2]:
-                yield int(match[1]), match[2], list(listed.values())

@@ -6,7 +6,6 @@ Items of other tools in the list (other keys, no positives, ids that are no uuid
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
@@ -72,8 +71,8 @@ def _write(path: Path, items: Sequence[Any]) -> None:
 def put_back(path: Path, items: Sequence[Any]) -> None:
     """Replace `path` by an earlier version, with the bytes of .bak if it is that; the version before is .undone."""
     backup = backup_path(path)
-    with replacing(path.with_name(path.name + ".undone"), binary=True) as file, path.open("rb") as current:
-        shutil.copyfileobj(current, file)
+    with replacing(path.with_name(path.name + ".undone"), binary=True) as file:
+        file.write(path.read_bytes())
     if backup.exists() and read_items(backup) == items:
         backup.replace(path)
     else:
@@ -83,7 +82,3 @@ def put_back(path: Path, items: Sequence[Any]) -> None:
 
 def backup_path(path: Path) -> Path:
     return path.with_name(path.name + ".bak")
-
-
-def lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
