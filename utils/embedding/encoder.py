@@ -38,6 +38,7 @@ MIN_COSINE = 0.999
 # logarithms bound 99.5% of all others (Student's t with 7 degrees of freedom).
 N_CHECKED, MAX_CHECKED, T_CHECKED = 8, 32, 3.5
 TIMING_S, N_ROUNDS = 2, 2  # what timing may take in all, and its rounds: a neighbor may disturb one
+CLEARLY = 1.5  # so many times as fast in the first pass needs no timing
 _NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; without them fp32 is used
 _GRAY = 128  # of an image that every working model can encode
 
@@ -141,11 +142,16 @@ class Encoder:
         if not self.has_choice:
             self.encode_each(pixels)  # shows the dimension
             return True
-        exact, lower = self.encode_each(pixels, "fp32"), [name for name in self.candidates if name != "fp32"]
-        usable = np.isfinite(exact).all(axis=1)
+        lower = [name for name in self.candidates if name != "fp32"]
+        vectors, seconds = {}, {}
+        for name in (*lower, "fp32"):  # the lower one pays what a process's first pass costs
+            start = self._clock()
+            vectors[name] = self.encode_each(pixels, name)
+            seconds[name] = self._clock() - start
+        usable = np.isfinite(vectors["fp32"]).all(axis=1)
         if not usable.any() and not is_last:
             return False
-        errors = {name: 1 - (exact * self.encode_each(pixels, name)).sum(axis=1)[usable] for name in lower}
+        errors = {name: 1 - (vectors["fp32"] * vectors[name]).sum(axis=1)[usable] for name in lower}
         self.cosines |= {name: float(1 - found.max(initial=0)) for name, found in errors.items()}  # NaN if one is
         accurate = [name for name in self.candidates if name == "fp32" or self.cosines[name] >= MIN_COSINE]
         if not accurate:
@@ -153,7 +159,10 @@ class Encoder:
                 f"{lower[0]} is not accurate enough for this model (cosine {self.cosines[lower[0]]:.4f} to fp32, "
                 f"{MIN_COSINE} is required); use --precision fp32 or auto"
             )
-        seconds = self._time(accurate, pixels) if len(accurate) > 1 else {}
+        if len(accurate) == 1:
+            seconds = {}
+        elif seconds["fp32"] < CLEARLY * seconds[lower[0]]:
+            seconds = self._time(pixels, seconds)
         fastest = min(accurate, key=lambda name: seconds.get(name, 0))
         if fastest != "fp32" and not is_last and _bound(errors[fastest]) > 1 - MIN_COSINE:
             return False
@@ -173,16 +182,15 @@ class Encoder:
         self.precision, self.has_choice, self.has_chosen = precision, False, len(self.candidates) > 1
         self._modules = {precision: self._modules[precision]}
 
-    def _time(self, names: list[str], pixels: np.ndarray) -> dict[str, float]:
-        """Seconds of each precision for the same images, the best of N_ROUNDS; {} for a model too slow to time."""
-        start, n = self._clock(), len(pixels)
-        for name in names:
-            self.encode_each(pixels[:1], name)
-        one_s = self._clock() - start
-        n = max(0, min(n, math.floor((TIMING_S - one_s) / N_ROUNDS / one_s))) if one_s else n
-        found = dict.fromkeys(names, math.inf)
+    def _time(self, pixels: np.ndarray, first_s: dict[str, float]) -> dict[str, float]:
+        """Seconds of each precision for the same images, the best of N_ROUNDS; {} for a model too slow to time.
+
+        `first_s`: seconds of each precision's first pass.
+        """
+        n = min(len(pixels), math.floor(TIMING_S / N_ROUNDS / sum(first_s.values()) * len(pixels)))
+        found = dict.fromkeys(first_s, math.inf)
         for _ in range(N_ROUNDS if n else 0):
-            for name in names:
+            for name in found:
                 start = self._clock()
                 self.encode_each(pixels[:n], name)
                 found[name] = min(found[name], self._clock() - start)
