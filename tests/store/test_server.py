@@ -209,6 +209,25 @@ def test_a_collection_that_the_server_lacks_comes_back_from_the_journal(chroma, 
     again.close()
 
 
+@pytest.mark.parametrize(("n_missing", "is_loss"), [(100, True), (99, False)])
+def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missing, is_loss, chroma, tmp_path, caplog):
+    """As an older backup leaves it; single deletions by people before that stay."""
+    store = Store(tmp_path / "mine", "images", place(chroma))
+    fill(store, 300)
+    store.finish()
+    ids = from_ids(store.journal.rows["id"])
+    store.close()
+    images = collection.open_collection(place(chroma), "images")
+    images.delete(ids=[ids[5], *ids[-n_missing:]])
+    again = Store(tmp_path / "mine", "images", place(chroma))
+    line = "has lost the newest 100 of 300 records, as if an older backup had been put back; they are written again"
+    assert (line in caplog.text) == is_loss
+    assert len(again.journal.gone) == (1 if is_loss else n_missing + 1)
+    assert again.count == 300 - len(again.journal.gone)
+    assert again.compare() == (again.count, [])
+    again.close()
+
+
 # --- the client -------------------------------------------------------------------------------------------------------
 def test_what_stays_away_is_given_up_in_one_line(chroma, monkeypatch):
     monkeypatch.setattr(server, "WAIT_S", 1)

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from utils.errors import UserError
 from utils.ids import from_ids, to_ids
 from utils.items.formatted import restore_item
@@ -117,6 +123,33 @@ def test_an_opening_with_nothing_to_do_writes_nothing(path: Path):
     assert (path / "journal/images.sqlite3").read_bytes() == before
 
 
+def test_a_collection_that_nothing_has_touched_since_is_not_opened(path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "call", None)
+        Store(path, "images").close()
+    collections.open_client(path).create_collection("other").add(ids=["x"], embeddings=np.ones((1, 3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "call", None)
+        Store(path, "images").close()
+        reader_of(path).delete(ids=from_ids(ids_of(9)))
+        with pytest.raises(TypeError):
+            Store(path, "images")
+    check(Store(path, "images"), *(number for number in range(N) if number != 9))
+
+
+def test_a_collection_that_a_reader_finds_torn_is_opened_and_made_anew(path: Path):
+    """Bits that rot change no time of a file."""
+    data = segment(path) / "index_metadata.pickle"
+    status = data.stat()
+    data.write_bytes(bytes(status.st_size))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code = "import sys; from pathlib import Path; from utils.store import collection as c\n"
+    code += "with c.reading(Path(sys.argv[1]), 'images') as i: c.read_vectors(i, c.read_ids(i))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert "python embed.py repairs it" in done.stderr
+    check(Store(path, "images"), *range(N))
+
+
 def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_deleted(path: Path):
     journal = Journal(path / "journal/images.sqlite3")
     journal.append(ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
@@ -146,21 +179,17 @@ def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
     check(Store(path, "images"), *(number for number in range(N) if number != 6))
 
 
+def die_taking_over(*args: Any) -> None:
+    index.take_over(*args[:-1], lambda n: os._exit(1))
+
+
 def test_a_collection_without_a_journal_is_taken_over_whole_or_not_at_all(path: Path, monkeypatch):
     shutil.rmtree(path / "journal")
-    real, reads = index.call, []
-    monkeypatch.setattr(index, "TAKE", 100)
-
-    def broken(task, *args, **kwargs):
-        if task is index.read:
-            reads.append(args)
-            if len(reads) == 2:
-                raise KeyboardInterrupt
-        return real(task, *args, **kwargs)
-
-    monkeypatch.setattr(index, "call", broken)
-    with pytest.raises(KeyboardInterrupt):
-        Store(path, "images")
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "take_over", die_taking_over)
+        with pytest.raises(UserError, match="died with 1"):
+            Store(path, "images")
+    assert not (path / "journal/images.sqlite3").exists()
     store = Store(path, "images")
     check(store, *range(N))
     assert store.model["model_name"] == "m"
@@ -240,6 +269,22 @@ def test_damage_of_the_journal_is_named_and_costs_the_record_only(path: Path, ca
     store.finish()
     store.close()
     check(Store(path, "images"), *range(N))
+
+
+def test_damaged_facts_bring_back_nothing_that_people_deleted(path: Path, caplog):
+    """What is in the collection says up to where it was indexed; and all of it is compared."""
+    store = Store(path, "images")
+    store.journal.append(ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
+    store.close()
+    index.call(index.delete, path, "images", ids_of(3))
+    with contextlib.closing(sqlite3.connect(path / "journal/images.sqlite3")) as database, database:
+        database.execute("UPDATE facts SET checksum = 1 WHERE name IN ('indexed', 'indexing')")
+    assert Journal(path / "journal/images.sqlite3").indexing
+    store = Store(path, "images")
+    assert "was damaged and is repaired: 0 records are lost" in caplog.text
+    assert store.journal.gone.tolist() == ids_of(3).tolist()
+    assert store.journal.indexed == N + 2 and not store.journal.indexing
+    check(store, *(number for number in range(N + 2) if number != 3))
 
 
 def test_files_of_chroma_that_outgrow_the_records_are_made_anew(path: Path, caplog, monkeypatch):

@@ -56,7 +56,8 @@ def open_collection(place: Place, name: str) -> chromadb.Collection:
 def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
     """open_collection for a block, in which no embed.py writes to the folder; a server locks by itself.
 
-    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions.
+    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions. A torn collection is told, and
+    the next embed.py looks at all of it.
     """
     _check_path(place)
     with contextlib.ExitStack() as stack:
@@ -66,6 +67,10 @@ def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
         try:
             with _readable(name):
                 yield _find(client, place, name)
+        except UnreadableError:
+            if isinstance(place, Path):
+                seen_path(place, name).unlink(missing_ok=True)
+            raise
         finally:
             client.close()  # type: ignore[attr-defined]
 
@@ -130,6 +135,11 @@ def lock_path(path: Path) -> Path:
     """The lock file beside the store in folder `path`: embed.py holds it, readers wait for it."""
     path = path.absolute()
     return path.with_name(f".{path.name}.lock")
+
+
+def seen_path(path: Path, name: str) -> Path:
+    """The file that says in which state of its files the collection was in step with the journal."""
+    return path / "journal" / f"{name}.seen"
 
 
 def read_ids(collection: chromadb.Collection, where: dict[str, Any] | None = None) -> list[str]:

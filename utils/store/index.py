@@ -8,6 +8,7 @@ runs one of the tasks below; each takes, last, a function that receives the numb
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -25,16 +26,15 @@ from utils.lock import hold
 from utils.processes import Child, DiedError, Progress
 from utils.store import collection as collections
 from utils.store.server import Place, Server, fitting
-from utils.store.vectors import READ, DamagedError, read_records
+from utils.store.vectors import READ, DamagedError, building, read_records
 
 if TYPE_CHECKING:
     import chromadb
 
-TAKE = 20_000  # records a child reads and hands over, 40 MB at 512 dimensions
 SAMPLE = 1_000  # vectors read all over the index to see whether it is whole, and as many of the last
 USUAL_SYNC_THRESHOLD = 1_000  # Chroma's default, left in the collection for whoever adds to it by other means
 GROWTH, GROWTH_BYTES = 4, 100_000_000  # Chroma's files may be this many times too large, and this large in any case
-Batch = tuple[list[str], list[dict[str, Any]], np.ndarray]
+RECORD_BYTES = 3_000  # of a record in a journal, roughly
 _ahead: list[Child] = []  # started by prepare()
 
 
@@ -45,8 +45,8 @@ class TornError(UserError):
 class Health(NamedTuple):
     """A readable collection: its metadata (None: it is missing), ids (n,) V16, sorted; whether a sample was sound."""
 
-    model: dict[str, Any] | None
-    ids: np.ndarray
+    model: dict[str, Any] | None = None
+    ids: np.ndarray = np.empty(0, "V16")
     is_sound: bool = True
 
 
@@ -104,47 +104,48 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
         raise TornError(first_line) from None
 
 
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
 def inspect(place: Place, name: str, _progress: Progress) -> Health:
     """Finish what a killed run left in Chroma's log, and read vectors all over the index."""
     from chromadb.errors import ChromaError, NotFoundError
 
     try:
-        collection = collections.open_client(place).get_collection(name, embedding_function=None)
+        collection = _get(place, name)
     except NotFoundError:
-        return Health(None, np.empty(0, "V16"))
-    metadata = dict(collection.metadata or {})
+        return Health()
+    metadata, is_sound = dict(collection.metadata or {}), True
     if collections.DERIVED in metadata:
         raise UserError(
             f"collection {name} is derived from another by ann_train.py: embed into that one, then run python "
             "ann_train.py --apply; or set another COLLECTION_NAME"
         )
     if isinstance(place, Server):
-        listed = collections.read_ids(collection)
+        ids = collections.read_ids(collection)
         try:
-            _check_sample(collection, listed, SAMPLE // 10)
-            is_sound = True
+            _check_sample(collection, ids, SAMPLE // 10)
         except (ValueError, KeyError, ChromaError):
             is_sound = False
-        return Health(metadata, _sorted_ids(listed, place, name), is_sound)
-    # Set before the index is loaded: count() then replays what the log holds, and flushes it once.
-    _sync_every(place, collection, 2)
-    count = collection.count()
-    ids = collection.get(include=[])["ids"]
-    if len(ids) != count:
-        raise ValueError(f"{count} records counted, {len(ids)} listed")
-    checked = _sorted_ids(ids, place, name)
-    _check_sample(collection, ids, SAMPLE)
-    _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
-    return Health(metadata, checked)
-
-
-def _sorted_ids(ids: list[str], place: Place, name: str) -> np.ndarray:
+    else:
+        # Set before the index is loaded: count() then replays what the log holds, and flushes it once.
+        _sync_every(place, collection, 2)
+        count = collection.count()
+        ids = collection.get(include=[])["ids"]
+        if len(ids) != count:
+            raise ValueError(f"{count} records counted, {len(ids)} listed")
+        _check_sample(collection, ids, SAMPLE)
+        _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     try:
-        return np.sort(to_ids(ids))
+        return Health(metadata, np.sort(to_ids(ids)), is_sound)
     except ValueError:
         raise UserError(
             f"collection {name} in {place} has ids that are not uuids; use another COLLECTION_NAME"
         ) from None
+
+
+def _get(place: Place, name: str) -> chromadb.Collection:
+    return collections.open_client(place).get_collection(name, embedding_function=None)
 
 
 def _check_sample(collection: chromadb.Collection, ids: list[str], n: int) -> None:
@@ -159,150 +160,12 @@ def _check_sample(collection: chromadb.Collection, ids: list[str], n: int) -> No
         collection.query(query_embeddings=found[:1], n_results=min(len(ids), 10), include=["distances"])
 
 
-def apply(place: Place, name: str, work: Work, progress: Progress) -> int:
-    """Bring records into the collection, made if missing, and flush it once; returns the number of records in it."""
-    collection = collections.create(place, name, work.model)
-    # Set before the index is loaded: the flush then comes with the last record, not in between.
-    _sync_every(place, collection, max(2, len(work.rows) + len(work.changed)))
-    for ids, metadata, vectors in _requests(place, work.journal, work.rows):
-        collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
-        progress(len(ids))
-    for ids, metadata, _ in _requests(place, work.journal, work.changed):
-        _change(collection, ids, metadata)
-        progress(len(ids))
-    _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
-    count = collection.count()
-    if isinstance(place, Path):
-        _fsync_all(place)
-    return count
-
-
-def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callable[[], None]:
-    """A function that raises TornError once Chroma's files are much larger than `n_records` of the journal need.
-
-    Chroma's graph of neighbors can grow without bound. A record needs about twice its bytes in the journal, and 1 KB.
-    """
-    if isinstance(place, Server):
-        return lambda: None
-    limit = max(GROWTH_BYTES, GROWTH * (2 * journal.stat().st_size + 1_000 * n_records))
-    database = place / "chroma.sqlite3"
-    before = _disk_bytes(database)  # which may hold other collections, too
-
-    def watch() -> None:
-        size = _disk_bytes(database) - before
-        for segment in _segments(database, name):
-            size += sum(_disk_bytes(file) for file in (place / segment).glob("*"))
-        if size > limit:
-            raise TornError(f"its files grew to {size / 1e6:.0f} MB; {limit / 1e6:.0f} MB are more than enough")
-
-    return watch
-
-
-def _segments(database: Path, name: str) -> list[str]:
-    """Names of the folders of the collection `name`."""
-    query = "SELECT s.id FROM segments s JOIN collections c ON s.collection = c.id WHERE c.name = ?"
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=0)) as opened:
-        return [row[0] for row in opened.execute(query, (name,))]
-    return []
-
-
-def _disk_bytes(path: Path) -> int:
-    """Bytes on the disk, without the holes of a sparse file; 0 if there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0
-    return min(status.st_size, 512 * getattr(status, "st_blocks", sys.maxsize))
-
-
-def _fsync_all(path: Path) -> None:
-    """fsync before records are marked as indexed; after a power cut they would look user-deleted."""
-    for file in path.rglob("*"):
-        if file.is_file() and not file.name.startswith("."):
-            with contextlib.suppress(OSError), file.open("r+b") as opened:
-                os.fsync(opened.fileno())
-
-
-def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
-    """Set how many new records make embedded Chroma flush; a server has other users, and keeps its setting."""
-    if isinstance(place, Path):
-        collection.modify(configuration={"hnsw": {"sync_threshold": n}})
-
-
-def _change(collection: chromadb.Collection, ids: list[str], metadata: list[dict[str, Any]]) -> None:
-    """Replace metadata. update() merges: a field that is gone is set to None, which deletes it."""
-    old = collections.read_metadata(collection, ids)
-    collection.update(ids=ids, metadatas=[dict.fromkeys(before, None) | now for before, now in zip(old, metadata)])
-
-
-def _requests(place: Place, journal: Path, rows: np.ndarray) -> Iterator[Batch]:
-    """ids, metadata and vectors of records in batches of a number and size that Chroma takes."""
-    most = READ
-    if isinstance(place, Server) and len(rows):
-        most = min(READ, collections.open_client(place).get_max_batch_size())
-    for ids, metadata, vectors in read_records(journal, rows):
-        texts, fit = from_ids(ids), [to_metadata(restore_item(one)) for one in metadata]
-        for part in fitting(fit, vectors.shape[1], most):
-            yield texts[part], fit[part], vectors[part]
-
-
-def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
-    """Delete the records `ids` (n,) V16, those that are there; returns the number of records left."""
-    collection = collections.open_client(place).get_collection(name, embedding_function=None)
-    _sync_every(place, collection, max(2, len(ids)))
-    texts = from_ids(ids)
-    for start in range(0, len(texts), READ):
-        collection.delete(ids=texts[start : start + READ])
-        progress(len(texts[start : start + READ]))
-    _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
-    return collection.count()
-
-
-def drop(place: Place, name: str, _progress: Progress) -> None:
-    """Delete the whole collection, torn or not, if it is there."""
-    from chromadb.errors import NotFoundError
-
-    with contextlib.suppress(NotFoundError):
-        collections.open_client(place).delete_collection(name)
-    if isinstance(place, Path):
-        _sweep(place)
-
-
-def _sweep(path: Path) -> None:
-    """Remove the folders of vector indexes that the database no longer knows: Chroma leaves them behind."""
-    with contextlib.closing(sqlite3.connect(path / "chroma.sqlite3")) as database:
-        known = {row[0] for row in database.execute("SELECT id FROM segments")}
-    for folder in path.iterdir():
-        if is_uuid(folder.name) and folder.name not in known and (folder / "data_level0.bin").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_database(path: Path, _progress: Progress) -> bool:
-    """Whether Chroma's SQLite file in `path` is missing or sound, by SQLite's own check."""
-    if not (path / "chroma.sqlite3").exists():
-        return True
-    try:
-        with contextlib.closing(sqlite3.connect(path / "chroma.sqlite3")) as database:
-            return database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-    except sqlite3.OperationalError:  # full, locked, not ours to read: no sign of damage
-        return True
-    except sqlite3.DatabaseError:
-        return False
-
-
-def read(place: Place, name: str, ids: np.ndarray, _progress: Progress) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Vectors (n, D) float32 and metadata of the records `ids` (n,) V16, at most TAKE of them."""
-    collection = collections.open_client(place).get_collection(name, embedding_function=None)
-    texts = from_ids(ids)
-    return collections.read_vectors(collection, texts), collections.read_metadata(collection, texts)
-
-
 def compare(place: Place, name: str, work: Work, progress: Progress) -> tuple[int, np.ndarray]:
     """Compare the vector of each record with the collection's: how many, and the rows that differ or are missing.
 
     Chroma normalizes each vector once more, which moves last bits: 1e-6 in each number counts as equal.
     """
-    collection = collections.open_client(place).get_collection(name, embedding_function=None)
+    collection = _get(place, name)
     compared, same = 0, [np.empty(0, bool)]
     for ids, _, vectors in read_records(work.journal, work.rows):
         texts = from_ids(ids)
@@ -325,6 +188,95 @@ def _find(collection: chromadb.Collection, ids: list[str]) -> dict[str, np.ndarr
     return dict(zip(got["ids"], np.asarray(got["embeddings"], np.float32)))
 
 
+def take_over(place: Place, name: str, journal: Path, progress: Progress) -> None:
+    """Make the journal of a collection that has none. Killed on the way, there is none."""
+    collection = _get(place, name)
+    texts = collections.read_ids(collection)
+    with building(journal, RECORD_BYTES * len(texts)) as new:
+        for start in range(0, len(texts), READ):
+            page = texts[start : start + READ]
+            metadata = collections.read_metadata(collection, page)
+            new.append(to_ids(page), metadata, collections.read_vectors(collection, page))
+            progress(len(page))
+        new.note(model=dict(collection.metadata), indexed=len(texts))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def apply(place: Place, name: str, work: Work, progress: Progress) -> int:
+    """Bring records into the collection, made if missing, and flush it once; returns the number of records in it."""
+    collection = collections.create(place, name, work.model)
+    # Set before the index is loaded: the flush then comes with the last record, not in between.
+    _sync_every(place, collection, len(work.rows) + len(work.changed))
+    for ids, metadata, vectors in _requests(place, work.journal, work.rows):
+        collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
+        progress(len(ids))
+    for ids, metadata, _ in _requests(place, work.journal, work.changed):
+        old = collections.read_metadata(collection, ids)  # update() merges: None deletes a field that is gone
+        merged = [dict.fromkeys(before, None) | now for before, now in zip(old, metadata)]
+        collection.update(ids=ids, metadatas=merged)  # type: ignore[arg-type]
+        progress(len(ids))
+    return _settle(place, collection)
+
+
+def _requests(
+    place: Place, journal: Path, rows: np.ndarray
+) -> Iterator[tuple[list[str], list[dict[str, Any]], np.ndarray]]:
+    """ids, metadata and vectors of records in batches of a number and size that Chroma takes."""
+    most = READ
+    if isinstance(place, Server) and len(rows):
+        most = min(READ, collections.open_client(place).get_max_batch_size())
+    for ids, metadata, vectors in read_records(journal, rows):
+        texts, fit = from_ids(ids), [to_metadata(restore_item(one)) for one in metadata]
+        for part in fitting(fit, vectors.shape[1], most):
+            yield texts[part], fit[part], vectors[part]
+
+
+def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
+    """Set how many new records make embedded Chroma flush; a server has other users, and keeps its setting."""
+    if isinstance(place, Path):
+        collection.modify(configuration={"hnsw": {"sync_threshold": max(2, n)}})
+
+
+def _settle(place: Place, collection: chromadb.Collection) -> int:
+    """End a write, and return the number of records in the collection.
+
+    fsync before records are marked as indexed; after a power cut they would look user-deleted.
+    """
+    _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
+    count = collection.count()
+    for file in place.rglob("*") if isinstance(place, Path) else ():
+        if file.is_file() and not file.name.startswith("."):
+            with contextlib.suppress(OSError), file.open("r+b") as opened:
+                os.fsync(opened.fileno())
+    return count
+
+
+def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
+    """Delete the records `ids` (n,) V16, those that are there; returns the number of records left."""
+    collection = _get(place, name)
+    _sync_every(place, collection, len(ids))
+    for start in range(0, len(ids), READ):
+        page = from_ids(ids[start : start + READ])
+        collection.delete(ids=page)
+        progress(len(page))
+    return _settle(place, collection)
+
+
+def drop(place: Place, name: str, _progress: Progress) -> None:
+    """Delete the whole collection, torn or not, if it is there; and folders of indexes that Chroma left behind."""
+    from chromadb.errors import NotFoundError
+
+    with contextlib.suppress(NotFoundError):
+        collections.open_client(place).delete_collection(name)
+    if isinstance(place, Path):
+        known = {id_ for (id_,) in _query(place, "SELECT id FROM segments")}
+        for folder in place.iterdir():
+            if is_uuid(folder.name) and folder.name not in known and (folder / "data_level0.bin").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def derive(
     place: Place,
     source: str,
@@ -339,21 +291,17 @@ def derive(
     """
     for suffix in (collections.PART, collections.WHOLE, collections.OLD):
         drop(place, name + suffix, progress)
-    client, page = collections.open_client(place), collections.PAGE
-    origin = client.get_collection(source, embedding_function=None)
-    target = collections.create(place, name + collections.PART, metadata)
-    ids, most = collections.read_ids(origin), min(page, client.get_max_batch_size())
-    _sync_every(place, target, max(2, len(ids)))  # one flush, after the last record
+    origin, target = _get(place, source), collections.create(place, name + collections.PART, metadata)
+    ids, page = collections.read_ids(origin), collections.PAGE
+    most = min(page, collections.open_client(place).get_max_batch_size())
+    _sync_every(place, target, len(ids))  # one flush, after the last record
     for start in range(0, len(ids), page):
         got: Any = origin.get(ids=ids[start : start + page], include=["embeddings", "metadatas"])
         vectors = transform(np.asarray(got["embeddings"], np.float32))
         for part in fitting(got["metadatas"], vectors.shape[1], most):
             target.upsert(ids=got["ids"][part], embeddings=vectors[part], metadatas=got["metadatas"][part])
         progress(len(got["ids"]))
-    _sync_every(place, target, USUAL_SYNC_THRESHOLD)
-    count = target.count()
-    if isinstance(place, Path):
-        _fsync_all(place)
+    count = _settle(place, target)
     target.modify(name=name + collections.WHOLE)
     return count
 
@@ -362,9 +310,90 @@ def promote(place: Place, name: str, progress: Progress) -> None:
     """Put `name` + WHOLE in the place of the collection `name`. A kill between the two renames heals on reading."""
     from chromadb.errors import NotFoundError
 
-    client = collections.open_client(place)
-    whole = client.get_collection(name + collections.WHOLE, embedding_function=None)
+    whole = _get(place, name + collections.WHOLE)
     with contextlib.suppress(NotFoundError):
-        client.get_collection(name, embedding_function=None).modify(name=name + collections.OLD)
+        _get(place, name).modify(name=name + collections.OLD)
     whole.modify(name=name)
     drop(place, name + collections.OLD, progress)
+
+
+# --- Chroma's files, read without Chroma ------------------------------------------------------------------------------
+
+
+def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callable[[], None]:
+    """A function that raises TornError once Chroma's files are much larger than `n_records` of the journal need.
+
+    Chroma's graph of neighbors can grow without bound. A record needs about twice its bytes in the journal, and 1 KB.
+    """
+    if isinstance(place, Server):
+        return lambda: None
+    limit = max(GROWTH_BYTES, GROWTH * (2 * journal.stat().st_size + 1_000 * n_records))
+    database = place / "chroma.sqlite3"
+    before = _disk_bytes(database)  # which may hold other collections, too
+
+    def watch() -> None:
+        files = (file for segment in _segments(place, name) for file in (place / segment).glob("*"))
+        size = _disk_bytes(database) - before + sum(map(_disk_bytes, files))
+        if size > limit:
+            raise TornError(f"its files grew to {size / 1e6:.0f} MB; {limit / 1e6:.0f} MB are more than enough")
+
+    return watch
+
+
+def fingerprint(place: Path, name: str, n_records: int) -> str:
+    """Text that every write to the collection changes; "" if it does not hold `n_records`, or its log is not applied.
+
+    A look at this needs no Chroma, whose index takes 2.5 KB of memory a record at 512 dimensions.
+    """
+    query = """
+        SELECT s.id, m.seq_id, (SELECT MAX(seq_id) FROM embeddings_queue WHERE topic LIKE '%' || c.id),
+            (SELECT COUNT(*) FROM embeddings WHERE segment_id = s.id)
+        FROM collections c JOIN segments s ON s.collection = c.id JOIN max_seq_id m ON m.segment_id = s.id
+        WHERE c.name = ? ORDER BY s.id"""
+    segments = _query_if_sound(place, query, name)
+    if {n for *_, n in segments} != {0, n_records} or any(applied != logged for _, applied, logged, _ in segments):
+        return ""
+    files = [file for id_, *_ in segments for file in sorted((place / id_).glob("*"))]
+    return json.dumps([segments, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]])
+
+
+def _segments(place: Path, name: str) -> list[str]:
+    """Names of the folders of the collection `name`."""
+    query = "SELECT s.id FROM segments s JOIN collections c ON s.collection = c.id WHERE c.name = ?"
+    return [id_ for (id_,) in _query_if_sound(place, query, name)]
+
+
+def _query_if_sound(place: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
+    with contextlib.suppress(sqlite3.Error):
+        return _query(place, query, *values)
+    return []
+
+
+def _query(place: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
+    uri = f"{(place / 'chroma.sqlite3').absolute().as_uri()}?mode=rw"  # which makes no database
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        return database.execute(query, values).fetchall()
+
+
+def _disk_bytes(path: Path) -> int:
+    """Bytes on the disk, without the holes of a sparse file; 0 if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, 512 * getattr(status, "st_blocks", sys.maxsize))
+
+
+def set_aside(place: Path) -> bool:
+    """Rename Chroma's database if SQLite's own check finds it damaged, so that Chroma makes a new one."""
+    try:
+        if _query(place, "PRAGMA quick_check(1)") == [("ok",)]:
+            return False
+    except sqlite3.OperationalError:  # full, locked, not ours to read: no sign of damage
+        return False
+    except sqlite3.DatabaseError:
+        pass
+    for file in place.glob("chroma.sqlite3*"):  # SQLite's files beside it, too
+        if not file.name.endswith(".torn"):
+            file.replace(file.with_name(f"{file.name}.torn"))
+    return True

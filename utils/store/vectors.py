@@ -35,6 +35,7 @@ PAGE_BYTES = 65_536  # SQLite's largest: at 512 to 2,048 dimensions at most 12% 
 WAL_BYTES = 16 * 2**20  # of the write-ahead log, before SQLite moves it into the file
 WAIT_S = 60  # for another process that reads or writes
 READ = 1_000  # records in memory at a time
+UNKNOWN = -1  # `indexed`, if damage hides it
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs"}
 _FILES = ("", "-wal", "-shm", "-journal")
 _TABLES = """
@@ -42,7 +43,7 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY, pairs BLOB, checksum INTEGER);
     CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID;
 """
-_NO_IDS = np.empty(0, "V16")
+_FACTS = ("model", "indexed", "indexing", "gone", "removing", "changed")
 Record = tuple[bytes, bytes, bytes]  # id, metadata, vector
 
 
@@ -54,25 +55,22 @@ class Journal:
     """The journal at `path`, made by the first write; one process at a time may write to it.
 
     `rows` (N,) ROW: all records in order; `ids` (n,) V16, sorted: those at the opening. `end`: the last seq.
-    `model`: the identity. `indexed`: the index has all records up to this seq; `indexing`: a write to it has begun.
-    `gone`: ids that people deleted from the collection; `removing`: ids whose removal has begun; `changed`: ids whose
-    new metadata is not in the index. 48 bytes of memory a record. Raises UserError if the file cannot be used.
+    48 bytes of memory a record. Raises UserError if the file cannot be used.
     """
 
-    model: dict[str, Any]
-    indexed: int
-    indexing: bool
-    gone: np.ndarray
-    removing: np.ndarray
-    changed: np.ndarray
-    end: int
-    n_records: int
+    # The facts, and what they are in a new journal. Damaged ones are as in a new one but for `indexed` and `indexing`.
+    model: dict[str, Any] = {}  # the identity; replaced as a whole
+    indexed = 0  # the index has all records up to this seq; UNKNOWN after damage
+    indexing = False  # a write to the index has begun, or damage hides whether one has
+    gone = np.empty(0, "V16")  # ids that people deleted from the collection
+    removing = np.empty(0, "V16")  # ids whose removal has begun
+    changed = np.empty(0, "V16")  # ids whose new metadata is not in the index
+    _parts: list[np.ndarray]
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database: sqlite3.Connection | None = None
         self._lock, self._is_stale = threading.RLock(), False
-        self._parts: list[np.ndarray] = []
         self._read()
 
     @property
@@ -95,7 +93,7 @@ class Journal:
             self.n_records += len(ids)
 
     def note(self, **facts: Any) -> None:
-        """Store facts, attributes of this class by their names, in one transaction."""
+        """Store facts, by their names, in one transaction."""
         with self._writing() as database:
             for name, value in facts.items():
                 data = value.tobytes() if isinstance(value, np.ndarray) else _to_json(value)
@@ -141,14 +139,17 @@ class Journal:
         last = min(self.end, max([*listed, self.indexed]) + size // 100)  # a damaged seq may be beyond all bounds
         with building(self.path, size) as new:
             for start in range(1, last + 1, READ):
-                records = dict(self._readable(range(start, start + READ)))
+                records = {}
+                for seq in range(start, start + READ):
+                    with contextlib.suppress(DamagedError):
+                        records[seq] = _get(self._connect(), seq)
                 if records:
                     rows = np.array([(seq, record[0]) for seq, record in records.items()], ROW)
                     with new._writing() as database:
                         _insert(database, rows, records.values())
                     new.end = int(rows["seq"][-1])
                     found |= records.keys()
-            new.note(**{name: getattr(self, name) for name in _no_facts()})
+            new.note(**{name: getattr(self, name) for name in _FACTS})
             self.close()
         lost = [id_ for seq, id_ in listed.items() if seq not in found]
         names = from_ids(np.frombuffer(b"".join(lost[:20]), "V16")) + ["..."] * (len(lost) > 20)
@@ -163,11 +164,11 @@ class Journal:
             self._database = None
 
     def _read(self) -> None:
-        vars(self).update(_no_facts())
-        self._parts, self.end, self._is_stale = [np.empty(0, ROW)], 0, False
+        """Read all but the records, as far as it can be read; repair the file if some of it cannot."""
+        self._forget()
         if self.path.exists():
             try:
-                is_sound = self._begin() & self._read_facts() & self._read_batches() & self._read_end()
+                is_sound = self._read_tables()
                 self._connect().rollback()
                 if not is_sound:
                     self.repair()
@@ -175,50 +176,38 @@ class Journal:
                 self._set_aside(error)
         self.ids, self.n_records = np.sort(self.rows["id"]), len(self.rows)
 
-    def _begin(self) -> bool:
-        """Begin to read in one transaction; False if damage has made the file read-only."""
-        try:
-            self._connect().execute("BEGIN IMMEDIATE")
-            self._connect().execute("DELETE FROM facts WHERE name = ''")
-        except sqlite3.OperationalError as error:
-            if not _is_damage(error, self.path):
-                raise
-            return False
-        return True
+    def _forget(self) -> None:
+        for name in _FACTS:
+            vars(self).pop(name, None)
+        self._parts, self.end, self._is_stale = [np.empty(0, ROW)], 0, False
 
-    def _read_facts(self) -> bool:
-        """Whether all facts are as they were written; those that are not keep their defaults."""
-        defaults = _no_facts()
-        rows, is_sound = _read_table(self._connect(), "SELECT * FROM facts")
-        for key, data, checksum in rows:
-            if isinstance(key, bytes) and _is_sound(data, checksum, key) and (name := key.decode()) in defaults:
-                is_array = isinstance(defaults[name], np.ndarray)
+    def _read_tables(self) -> bool:
+        """Whether all facts and batches are as they were written, and the last record is the one listed last."""
+        database, damages = self._connect(), list[str]()
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("DELETE FROM facts WHERE name = ''")
+        except sqlite3.OperationalError as error:
+            if not _is_damage(error, self.path):  # which can make the file read-only
+                raise
+            damages.append("header")
+        for key, data, checksum in _read_table(database, "SELECT * FROM facts", damages):
+            name = str(key, errors="replace") if isinstance(key, bytes) else ""
+            if name in _FACTS and _is_sound(data, checksum, key):
+                is_array = isinstance(getattr(Journal, name), np.ndarray)
                 setattr(self, name, np.frombuffer(data, "V16") if is_array else json.loads(data))
             else:
-                is_sound = False
-        return is_sound
-
-    def _read_batches(self) -> bool:
-        """Whether all batches are as they were written; `rows` gets the sound ones."""
-        rows, is_sound = _read_table(self._connect(), "SELECT pairs, checksum FROM batches ORDER BY seq")
-        sound = [pairs for pairs, checksum in rows if _is_sound(pairs, checksum)]
+                damages.append("facts")
+        if damages:
+            self.indexing = True
+            self.indexed = vars(self).get("indexed", UNKNOWN)
+        batches = list(_read_table(database, "SELECT pairs, checksum FROM batches ORDER BY seq", damages))
+        sound = [pairs for pairs, checksum in batches if _is_sound(pairs, checksum)]
         self._parts = [np.frombuffer(bytearray().join(sound), ROW)]
-        return is_sound and len(sound) == len(rows)
-
-    def _read_end(self) -> bool:
-        """Whether the last record is the one that was listed last."""
-        rows, is_sound = _read_table(self._connect(), "SELECT MAX(seq) FROM records")
-        last, listed = rows[0][0] or 0 if rows else 0, int(self.rows["seq"].max(initial=0))
+        last = max([seq or 0 for (seq,) in _read_table(database, "SELECT MAX(seq) FROM records", damages)], default=0)
+        listed = int(self.rows["seq"].max(initial=0))
         self.end = max(last, listed, self.indexed)
-        return is_sound and last == listed
-
-    def _readable(self, seqs: Iterable[int]) -> Iterator[tuple[int, Record]]:
-        for seq in seqs:
-            with contextlib.suppress(DamagedError):
-                yield seq, _get(self._connect(), seq)
-
-    def _last(self) -> int:
-        return self._connect().execute("SELECT MAX(seq) FROM records").fetchone()[0] or 0
+        return not damages and len(sound) == len(batches) and last == listed
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -232,7 +221,7 @@ class Journal:
             try:
                 database = self._connect()
                 database.execute("BEGIN IMMEDIATE")
-                if self._last() > self.end:
+                if (database.execute("SELECT MAX(seq) FROM records").fetchone()[0] or 0) > self.end:
                     raise UserError(f"another process writes to the journal {self.path}; wait until it has ended")
                 yield database
                 database.execute("COMMIT")
@@ -277,8 +266,7 @@ class Journal:
                 os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
         LOG.warning("journal %s cannot be read (%s) and is renamed to %s.damaged: the records of the collection are "
                     "taken over, the others will be embedded again", self.path, error, self.path.name)  # fmt: skip
-        vars(self).update(_no_facts())
-        self._parts, self.end = [np.empty(0, ROW)], 0
+        self._forget()
 
 
 @contextlib.contextmanager
@@ -366,17 +354,14 @@ def _get(database: sqlite3.Connection, seq: int, id_: bytes | None = None) -> Re
     return row[:3]
 
 
-def _read_table(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """The rows that can be read, and whether these are all."""
-    rows: list[tuple[Any, ...]] = []
+def _read_table(database: sqlite3.Connection, query: str, damages: list[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows that can be read; `damages` tells if these are not all."""
     try:
-        for row in database.execute(query):
-            rows.append(row)
+        yield from database.execute(query)
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:
-        return rows, False
-    return rows, True
+    except sqlite3.DatabaseError as error:
+        damages.append(str(error))
 
 
 def _is_damage(error: sqlite3.Error, path: Path) -> bool:
@@ -395,10 +380,6 @@ def _checksum(seq: int, id_: bytes, metadata: bytes, vector: bytes) -> int:
 
 def _to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _no_facts() -> dict[str, Any]:
-    return {"model": {}, "indexed": 0, "indexing": False, "gone": _NO_IDS, "removing": _NO_IDS, "changed": _NO_IDS}
 
 
 def _unlink(path: Path) -> None:
