@@ -50,15 +50,6 @@ class Health(NamedTuple):
     is_sound: bool = True
 
 
-class Work(NamedTuple):
-    """Records of a journal to bring into the index, (n,) ROW: whole ones, and those with new metadata; the model."""
-
-    journal: Path
-    rows: np.ndarray
-    changed: np.ndarray
-    model: dict[str, Any]
-
-
 def prepare() -> None:
     """Start the process of the next call(): importing Chroma takes it a second. forget() ends it if there was none."""
     _ahead.append(Child("chromadb"))
@@ -160,14 +151,14 @@ def _check_sample(collection: chromadb.Collection, ids: list[str], n: int) -> No
         collection.query(query_embeddings=found[:1], n_results=min(len(ids), 10), include=["distances"])
 
 
-def compare(place: Place, name: str, work: Work, progress: Progress) -> tuple[int, np.ndarray]:
-    """Compare the vector of each record with the collection's: how many, and the rows that differ or are missing.
+def compare(place: Place, name: str, journal: Path, rows: np.ndarray, progress: Progress) -> tuple[int, np.ndarray]:
+    """Compare the vectors of `rows` (n,) ROW with the collection's: how many, and the rows that differ or are missing.
 
     Chroma normalizes each vector once more, which moves last bits: 1e-6 in each number counts as equal.
     """
     collection = _get(place, name)
     compared, same = 0, [np.empty(0, bool)]
-    for ids, _, vectors in read_records(work.journal, work.rows):
+    for ids, _, vectors in read_records(journal, rows):
         texts = from_ids(ids)
         found = _find(collection, texts)
         missing = np.full(vectors.shape[1], np.inf, np.float32)
@@ -175,7 +166,7 @@ def compare(place: Place, name: str, work: Work, progress: Progress) -> tuple[in
         same.append(differences <= 1e-6)
         compared += len(found)
         progress(len(ids))
-    return compared, work.rows[~np.concatenate(same)]
+    return compared, rows[~np.concatenate(same)]
 
 
 def _find(collection: chromadb.Collection, ids: list[str]) -> dict[str, np.ndarray]:
@@ -204,15 +195,26 @@ def take_over(place: Place, name: str, journal: Path, progress: Progress) -> Non
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def apply(place: Place, name: str, work: Work, progress: Progress) -> int:
-    """Bring records into the collection, made if missing, and flush it once; returns the number of records in it."""
-    collection = collections.create(place, name, work.model)
+def apply(
+    place: Place,
+    name: str,
+    journal: Path,
+    new: np.ndarray,
+    changed: np.ndarray,
+    model: dict[str, Any],
+    progress: Progress,
+) -> int:
+    """Bring rows of a journal into the collection, `new` (n,) ROW whole, of `changed` (m,) ROW the metadata.
+
+    The collection is made if missing, and flushed once; returns the number of records in it.
+    """
+    collection = collections.create(place, name, model)
     # Set before the index is loaded: the flush then comes with the last record, not in between.
-    _sync_every(place, collection, len(work.rows) + len(work.changed))
-    for ids, metadata, vectors in _requests(place, work.journal, work.rows):
+    _sync_every(place, collection, len(new) + len(changed))
+    for ids, metadata, vectors in _requests(place, journal, new):
         collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
         progress(len(ids))
-    for ids, metadata, _ in _requests(place, work.journal, work.changed):
+    for ids, metadata, _ in _requests(place, journal, changed):
         old = collections.read_metadata(collection, ids)  # update() merges: None deletes a field that is gone
         merged = [dict.fromkeys(before, None) | now for before, now in zip(old, metadata)]
         collection.update(ids=ids, metadatas=merged)  # type: ignore[arg-type]

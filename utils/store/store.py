@@ -55,6 +55,9 @@ class Store:
         if len(self.journal.removing):
             self.remove(self.journal.removing)
 
+    def __str__(self) -> str:
+        return f"collection {self.name} in {self.place}"
+
     @property
     def known(self) -> np.ndarray:
         """Ids (N,) V16 stored before this run, including other writers' and user-deleted ones."""
@@ -107,9 +110,7 @@ class Store:
         try:
             self.count = index.call(index.delete, self.place, self.name, ids)
         except index.TornError as error:
-            raise UserError(
-                f"collection {self.name} in {self.place} cannot be written: {error}; run again, it is repaired then"
-            ) from None
+            raise UserError(f"{self} cannot be written: {error}; run again, it is repaired then") from None
         self.journal.remove(ids)
         self.journal.note(indexing=False)
 
@@ -148,12 +149,12 @@ class Store:
         except index.TornError as error:
             if isinstance(self.place, Server):
                 raise UserError(
-                    f"collection {self.name} in {self.place} cannot be read ({error}); see the server's log. If you "
+                    f"{self} cannot be read ({error}); see the server's log. If you "
                     f"delete the collection there, the next run stores the journal's {len(self.own)} records again"
                 ) from None
             if not len(self.own):
                 raise UserError(
-                    f"collection {self.name} in {self.path} cannot be read ({error}) and has no journal to repair it "
+                    f"{self} cannot be read ({error}) and has no journal to repair it "
                     "from; put back a copy, or delete the folder to start afresh"
                 ) from None
             LOG.info("collection %s is torn (%s)", self.name, error)
@@ -189,9 +190,9 @@ class Store:
         if journal.indexed == UNKNOWN:  # records are indexed in this order
             journal.note(indexed=newest)
         elif isinstance(self.place, Server) and n_lost >= LOST:
-            LOG.warning("collection %s in %s has lost the newest %d of %d records, as if an older backup had been put "
+            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been put "
                         "back; they are written again. If they were deleted on purpose, take them out of the list and "
-                        "run with --prune", self.name, self.place, n_lost, len(rows))  # fmt: skip
+                        "run with --prune", self, n_lost, len(rows))  # fmt: skip
             journal.note(indexed=newest)
         gone = np.setdiff1d(self._indexed()["id"], health.ids)
         if len(gone):  # once in the collection, and no longer: deleted on purpose
@@ -200,7 +201,7 @@ class Store:
     def _check_model(self, model: dict[str, Any]) -> None:
         if "model_name" not in model or (self.model and not same_model(self.model, model)):
             raise UserError(
-                f"collection {self.name} in {self.place} was made with {describe(model)}, and the records of "
+                f"{self} was made with {describe(model)}, and the records of "
                 f"the journal {self.journal.path} with {describe(self.model)}; use another COLLECTION_NAME"
             )
 
@@ -209,8 +210,7 @@ class Store:
         self.count = len(health.ids)
         if not health.model or "model_name" not in health.model:
             raise UserError(
-                f"collection {self.name} in {self.path} does not say which model made it, so nothing can be added; "
-                "use another COLLECTION_NAME"
+                f"{self} does not say which model made it, so nothing can be added; use another COLLECTION_NAME"
             )
         LOG.info("collection %s has no journal; it is made from the %d records there", self.name, self.count)
         self.journal.close()
@@ -220,39 +220,36 @@ class Store:
 
     # --- the index ----------------------------------------------------------------------------------------------------
 
-    def _bring_up_to_date(self, what: str) -> None:
-        """Bring the collection up to date, and make one anew in a folder if it cannot be written."""
+    def _bring_up_to_date(self, what: str, is_rebuild: bool = False) -> None:
+        """Bring the collection up to date; in a folder, one that cannot be written is made anew."""
         try:
             self._repaired(lambda: self._write_missing(what))
         except index.TornError as error:
-            if isinstance(self.place, Server):
-                raise self._cannot_be_written(error) from None
+            if is_rebuild or isinstance(self.place, Server):
+                raise UserError(
+                    f"{self} cannot be written: {error}; all {self.journal.n_records} vectors are safe in the journal, "
+                    "so fix that and run again"
+                ) from None
             LOG.info("collection %s cannot be written (%s); it is made anew", self.name, error)
             self._rebuild()
 
     def _rebuild(self) -> None:
         """Make the collection anew from the journal; on a server, one that is missing."""
         self.journal.note(indexed=0, indexing=True)  # killed on the way, missing records must not look user-deleted
-        try:
-            if isinstance(self.place, Path):
-                self._drop(self.place)
-            self._repaired(lambda: self._write_missing(f"repairing {self.name} from the journal"))
-        except index.TornError as error:
-            raise self._cannot_be_written(error) from None
+        if isinstance(self.place, Path):
+            self._drop(self.place)
+        self._bring_up_to_date(f"repairing {self.name} from the journal", is_rebuild=True)
 
     def _drop(self, path: Path) -> None:
         try:
             index.call(index.drop, path, self.name)
         except index.TornError as error:
             if not index.set_aside(path):
-                raise
+                raise UserError(
+                    f"{self} can be neither read nor made anew: {error}; fix that and run again, all "
+                    f"{self.journal.n_records} vectors are safe in the journal"
+                ) from None
             LOG.info("the database is torn (%s); it was renamed to %s.torn", error, path / "chroma.sqlite3")
-
-    def _cannot_be_written(self, error: index.TornError) -> UserError:
-        return UserError(
-            f"collection {self.name} in {self.place} cannot be written: {error}; all {self.journal.n_records} "
-            "vectors are safe in the journal, so fix that and run again"
-        )
 
     def _repaired(self, action: Callable[[], Any]) -> Any:
         """The result of `action`; if the journal turns out damaged in it, it is repaired, and `action` tried again."""
@@ -283,22 +280,19 @@ class Store:
 
     def _apply(self, again: np.ndarray = NO_ROWS, progress: Callable[[int], Any] = lambda n: None) -> None:
         """Index what is new, and the rows `again`, (n,) ROW."""
-        journal = self.journal
+        journal, kept = self.journal, self._rows()
         end, changed = journal.end, journal.changed
         journal.note(indexing=True)
         watch = index.watch_size(self.place, self.name, journal.path, journal.n_records)
-        work = self._work(np.concatenate([again, self._new()]))
-        self.count = index.call(index.apply, self.place, self.name, work, progress=progress, watch=watch)
+        rows = np.concatenate([again, self._new()]), kept[np.isin(kept["id"], changed)]
+        work = journal.path, *rows, self.model
+        self.count = index.call(index.apply, self.place, self.name, *work, progress=progress, watch=watch)
         journal.note(indexed=end, changed=np.setdiff1d(journal.changed, changed), indexing=False)
 
     def _compare(self, rows: np.ndarray, what: str) -> tuple[int, np.ndarray]:
+        """How many of `rows` (n,) ROW the collection holds, and those that differ or are missing."""
         with bar(len(rows), what, "record") as progress:
-            return index.call(index.compare, self.place, self.name, self._work(rows), progress=progress.update)
-
-    def _work(self, rows: np.ndarray) -> index.Work:
-        kept = self._rows()
-        changed = kept[np.isin(kept["id"], self.journal.changed)]
-        return index.Work(self.journal.path, rows, changed, self.model)
+            return index.call(index.compare, self.place, self.name, self.journal.path, rows, progress=progress.update)
 
     def _rows(self) -> np.ndarray:
         """Rows of the journal, without those that people deleted or that are being removed."""
