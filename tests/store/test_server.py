@@ -209,6 +209,19 @@ def test_a_collection_that_the_server_lacks_comes_back_from_the_journal(chroma, 
     again.close()
 
 
+def test_each_writer_stores_its_own_records_again_after_a_loss_of_the_collection(chroma, tmp_path):
+    for i in range(2):
+        store = Store(tmp_path / f"writer{i}", "images", place(chroma))
+        fill(store, 20, i)
+        store.finish()
+        store.close()
+    collection.open_client(place(chroma)).delete_collection("images")
+    for i in range(2):  # the second finds a collection, and none of its records in it
+        store = Store(tmp_path / f"writer{i}", "images", place(chroma))
+        assert store.compare() == (20, []) and not len(store.journal.gone)
+        store.close()
+
+
 @pytest.mark.parametrize(("n_missing", "is_loss"), [(100, True), (99, False)])
 def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missing, is_loss, chroma, tmp_path, caplog):
     """As an older backup leaves it; single deletions by people before that stay."""

@@ -126,7 +126,7 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
         if len(ids) != count:
             raise ValueError(f"{count} records counted, {len(ids)} listed")
         _check_sample(collection, ids, SAMPLE)
-        _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
+        _settle(place, collection)
     try:
         return Health(metadata, np.sort(to_ids(ids)), is_sound)
     except ValueError:
@@ -244,7 +244,8 @@ def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
 def _settle(place: Place, collection: chromadb.Collection) -> int:
     """End a write, and return the number of records in the collection.
 
-    fsync before records are marked as indexed; after a power cut they would look user-deleted.
+    fsync before records are marked as indexed, or files as seen: after a power cut the ones would look user-deleted, and
+    the others whole.
     """
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     count = collection.count()
@@ -342,8 +343,8 @@ def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callab
     return watch
 
 
-def fingerprint(place: Path, name: str, n_records: int) -> str:
-    """Text that every write to the collection changes; "" if it does not hold `n_records`, or its log is not applied.
+def fingerprint(place: Path, name: str, n_records: int) -> bytes:
+    """Bytes that every write to the collection changes; b"" if it does not hold `n_records`, or its log is not applied.
 
     A look at this needs no Chroma, whose index takes 2.5 KB of memory a record at 512 dimensions.
     """
@@ -354,9 +355,10 @@ def fingerprint(place: Path, name: str, n_records: int) -> str:
         WHERE c.name = ? ORDER BY s.id"""
     segments = _query_if_sound(place, query, name)
     if {n for *_, n in segments} != {0, n_records} or any(applied != logged for _, applied, logged, _ in segments):
-        return ""
+        return b""
     files = [file for id_, *_ in segments for file in sorted((place / id_).glob("*"))]
-    return json.dumps([segments, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]])
+    times = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([segments, times]).encode()
 
 
 def _segments(place: Path, name: str) -> list[str]:

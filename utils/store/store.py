@@ -21,7 +21,7 @@ from utils.store.server import Place, Server
 from utils.store.vectors import ROW, UNKNOWN, DamagedError, Journal
 
 INDEX_EVERY = 5_000  # records: the index follows the journal when this many, and a tenth of it, are new
-LOST = 100  # records: as many of the newest that a server lacks at once were lost, and not deleted by people
+LOST = 100  # records: a server that lacks as many of the newest at once, or all of a journal's, has lost them
 NO_ROWS = np.empty(0, ROW)
 
 
@@ -125,19 +125,22 @@ class Store:
             self._thread.join(5)  # a process that has just been started must find its parent
         with contextlib.suppress(OSError):
             if (fingerprint := self._fingerprint()) and not self._is_as_seen():
-                self._seen.write_text(fingerprint)
+                self._seen.write_bytes(fingerprint)
         self.journal.close()
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _is_as_seen(self) -> bool:
         """Whether nothing has written to the collection since it was in step; without opening it."""
-        return self._seen.exists() and self._seen.read_text() == self._fingerprint() != ""
+        try:
+            return self._seen.read_bytes() == self._fingerprint() != b""
+        except OSError:
+            return False
 
-    def _fingerprint(self) -> str:
-        """Of a collection that is in step; "" of others."""
+    def _fingerprint(self) -> bytes:
+        """Of a collection that is in step; b"" of others."""
         if isinstance(self.place, Server) or self.journal.indexing or self._is_behind():
-            return ""
+            return b""
         return index.fingerprint(self.place, self.name, len(self._rows()))
 
     def _inspect(self) -> index.Health | None:
@@ -149,13 +152,13 @@ class Store:
         except index.TornError as error:
             if isinstance(self.place, Server):
                 raise UserError(
-                    f"{self} cannot be read ({error}); see the server's log. If you "
-                    f"delete the collection there, the next run stores the journal's {len(self.own)} records again"
+                    f"{self} cannot be read ({error}); see the server's log. If you delete the collection there, the "
+                    f"next run stores the journal's {len(self.own)} records again"
                 ) from None
             if not len(self.own):
                 raise UserError(
-                    f"{self} cannot be read ({error}) and has no journal to repair it "
-                    "from; put back a copy, or delete the folder to start afresh"
+                    f"{self} cannot be read ({error}) and has no journal to repair it from; put back a copy, or "
+                    "delete the folder to start afresh"
                 ) from None
             LOG.info("collection %s is torn (%s)", self.name, error)
             return None
@@ -189,10 +192,10 @@ class Store:
         n_lost = np.count_nonzero((rows["seq"] > newest) & (rows["seq"] <= journal.indexed))
         if journal.indexed == UNKNOWN:  # records are indexed in this order
             journal.note(indexed=newest)
-        elif isinstance(self.place, Server) and n_lost >= LOST:
-            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been put "
-                        "back; they are written again. If they were deleted on purpose, take them out of the list and "
-                        "run with --prune", self, n_lost, len(rows))  # fmt: skip
+        elif isinstance(self.place, Server) and n_lost >= (LOST if newest else 1):
+            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been put back; they are "
+                        "written again. If people deleted them, take them out of the list and run with --prune",
+                        self, n_lost, len(rows))  # fmt: skip
             journal.note(indexed=newest)
         gone = np.setdiff1d(self._indexed()["id"], health.ids)
         if len(gone):  # once in the collection, and no longer: deleted on purpose
@@ -201,8 +204,8 @@ class Store:
     def _check_model(self, model: dict[str, Any]) -> None:
         if "model_name" not in model or (self.model and not same_model(self.model, model)):
             raise UserError(
-                f"{self} was made with {describe(model)}, and the records of "
-                f"the journal {self.journal.path} with {describe(self.model)}; use another COLLECTION_NAME"
+                f"{self} was made with {describe(model)}, and the records of the journal {self.journal.path} with "
+                f"{describe(self.model)}; use another COLLECTION_NAME"
             )
 
     def _take_over(self, health: index.Health) -> None:
