@@ -244,8 +244,8 @@ def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
 def _settle(place: Place, collection: chromadb.Collection) -> int:
     """End a write, and return the number of records in the collection.
 
-    fsync before records are marked as indexed, or files as seen: after a power cut the ones would look user-deleted, and
-    the others whole.
+    fsync before records are marked as indexed, and files as seen: after a power cut, lost records would look
+    user-deleted, and torn files whole.
     """
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     count = collection.count()
