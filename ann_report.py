@@ -95,9 +95,9 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
         pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(pictured)
     write_json(folder / "report.json", figures)
-    pictures = page.Pictures(pictured, find_originals(ids, data.items, cache, folder))
+    originals = find_originals(ids, data.items, cache, folder)
     with replacing(folder / "report.html") as file:
-        page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictures)
+        page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictured, originals)
     remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
 
 

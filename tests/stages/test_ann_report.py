@@ -69,9 +69,9 @@ def test_average_precision_and_ordered_share_by_hand():
 
 def test_keep_rate_and_precision_by_hand():
     keep_rate, precision = statistics.by_rank([judged([True, False]), judged([True, True, False])])
-    assert [estimate.value for estimate in keep_rate] == [1, 0.5, 0]
-    assert [estimate.value for estimate in precision] == [1, 0.75, pytest.approx(2 / 3, abs=1e-6)]
-    assert [estimate.n for estimate in precision] == [2, 2, 1]
+    assert [estimate["value"] for estimate in keep_rate] == [1, 0.5, 0]
+    assert [estimate["value"] for estimate in precision] == [1, 0.75, pytest.approx(2 / 3, abs=1e-6)]
+    assert [estimate["n"] for estimate in precision] == [2, 2, 1]
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -79,15 +79,15 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     hits = 0
     for _ in range(60):
         estimate = statistics.mean(rng.normal(0.5, 0.2, 40).tolist())
-        hits += estimate.low <= 0.5 <= estimate.high
+        hits += estimate["low"] <= 0.5 <= estimate["high"]
     assert 51 <= hits <= 60
 
 
 def test_threshold_separates_best():
     found = statistics.best_threshold(np.array([0.9, 0.8, 0.7]), np.array([0.75, 0.3, 0.2]))
-    assert found.similarity in (0.7, 0.8)
-    assert found.kept_above + found.deleted_below == pytest.approx(5 / 3, abs=1e-5)
-    assert found.auc == pytest.approx(8 / 9, abs=1e-5)
+    assert found["similarity"] in (0.7, 0.8)
+    assert found["kept_above"] + found["deleted_below"] == pytest.approx(5 / 3, abs=1e-5)
+    assert found["auc"] == pytest.approx(8 / 9, abs=1e-5)
     assert statistics.best_threshold(np.array([0.9]), np.array([])) is None
 
 

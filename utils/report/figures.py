@@ -41,18 +41,17 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
     kept, deleted = similarities(groups, True), similarities(groups, False)
     keep_rate, precision = statistics.by_rank(nearest)
     pairs, chains = contradictions(data.records)
-    threshold = statistics.best_threshold(kept, deleted)
     low = min([*kept, *deleted], default=0.0)
     edges = np.linspace(low, max([*kept, *deleted, low + 1e-3]), N_BINS + 1)
     return {
         "progress": progress(data),
         "model": data.model,
         "not_nearest": {INFORMATIVE: kinds[INFORMATIVE], POOLED: kinds[POOLED]},
-        "keep_rate_by_rank": [estimate._asdict() for estimate in keep_rate],
-        "precision_at": [estimate._asdict() for estimate in precision],
-        "average_precision": mean_of(statistics.average_precision, nearest)._asdict(),
-        "ordered_pairs": mean_of(statistics.ordered_share, groups)._asdict(),
-        "threshold": threshold and threshold._asdict(),
+        "keep_rate_by_rank": keep_rate,
+        "precision_at": precision,
+        "average_precision": mean_of(statistics.average_precision, nearest),
+        "ordered_pairs": mean_of(statistics.ordered_share, groups),
+        "threshold": statistics.best_threshold(kept, deleted),
         "similarity_histogram": {
             "edges": edges.round(6).tolist(),
             "positives": np.histogram(kept, edges)[0].tolist(),
@@ -136,7 +135,7 @@ def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained
 def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Judged]]) -> Figures:
     one, other = (np.array([measured(group) for group in side]) for side in zip(*pairs))
     values = {"this": one, "other": other, "other_minus_this": other - one}
-    return {key: statistics.mean(value.tolist())._asdict() for key, value in values.items()}
+    return {key: statistics.mean(value.tolist()) for key, value in values.items()}
 
 
 def only(group: Judged, ids: set[str]) -> Judged:
@@ -156,7 +155,7 @@ def agreement(looks: Sequence[Event]) -> Figures:
     return {
         "directories": len(judged),
         "images": int(n_images.sum()),
-        "equal": statistics.ratios(equal.reshape(-1, 1), n_images.reshape(-1, 1))[0]._asdict(),
+        "equal": statistics.ratios(equal.reshape(-1, 1), n_images.reshape(-1, 1))[0],
         "kappa": kappa(np.array([verdict for _, both in judged for verdict in both.values()], bool).reshape(-1, 2)),
         "disagreements": [
             {"main": look["main"], "dir": dir_name(look["main"], look), "image": id_, "kept_first": first}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -29,33 +28,16 @@ JUDGMENTS: dict[
     3: (("a", "b", "pos"), ("b", "c", "pos"), ("a", "c", "neg")),
 }
 BUFFERED = 1_000  # parts of the page rendered between two writes
-LEFT, RIGHT, TOP, BOTTOM = 72, 704, 36, 268  # a chart's plot within 720 x 340 units
-MAX_X_TICKS, N_Y_TICKS = 20, 5
-N_MAJOR = 6  # labels on x that a narrow screen has room for
+N_Y_TICKS, MAX_X_TICKS = 5, 20
 
-
-class Image(NamedTuple):
-    """One picture with its caption."""
-
-    kind: str  # main, kept or deleted
-    caption: str
-    title: str  # metadata, shown on hover; the last line is the id
-    source: str  # relative path of the thumbnail, "" if there is none
-    original: str  # http(s) URL, or path relative to the page; "" if there is neither
-
-
-class Statement(NamedTuple):
-    """A judgment of a contradiction, with the groups in which it was made."""
-
-    words: str
-    groups: list[int]
+Shown = tuple[str, str, str]  # id; main, kept or deleted; caption
 
 
 class Conflict(NamedTuple):
     """A contradiction, or one directory's differences between two reviewers."""
 
-    images: list[Image]
-    statements: list[Statement]
+    images: list[Shown]
+    statements: list[tuple[str, list[int]]]  # a judgment in words, and the groups in which it was made
 
 
 class SheetGroup(NamedTuple):
@@ -65,38 +47,31 @@ class SheetGroup(NamedTuple):
     dir_name: str
     n_kept: int
     n_deleted: int
-    images: list[Image]
-    is_far: bool
-
-
-@dataclass
-class Pictures:
-    """What the page can show of an image and link to."""
-
-    thumbnails: Collection[str]  # ids that have one
-    originals: Mapping[str, str]  # id -> http(s) URL, or path relative to the page
-
-
-class Series(NamedTuple):
-    """Points in a chart's units: a filled area and a line."""
-
-    name: str
-    area: str
-    line: str
+    images: Iterable[Shown]
 
 
 class Chart(NamedTuple):
-    """What the template draws."""
+    """What the template draws, in the unit square."""
 
     title: str
-    x_ticks: list[tuple[float, str, bool]]  # whether a narrow screen shows it
-    y_ticks: list[tuple[float, str]]
-    series: list[Series]
-    mark: tuple[float, str] | None = None
+    x_ticks: list[tuple[float, str]]
+    y_labels: list[str]  # at even distances, from 0 up
+    series: list[tuple[str, str, str]]  # name, corners of the filled area, points of the line
+    mark: tuple[float, str] | None = None  # place on x, label
 
 
-def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pictures: Pictures) -> None:
-    """Render the page piece by piece: groups are made as they are written."""
+def write_page(
+    file: IO[str],
+    title: str,
+    data: ReportData,
+    figures: Figures,
+    thumbnails: Collection[str],
+    originals: Mapping[str, str],
+) -> None:
+    """Render the page piece by piece: groups are made as they are written.
+
+    thumbnails: ids that have one. originals: id -> http(s) URL, or path relative to the page.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -104,18 +79,26 @@ def write_page(file: IO[str], title: str, data: ReportData, figures: Figures, pi
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"cell": cell, "words": lambda name: name.replace("_", " "), "sha256": sha256}
+    environment.filters |= {
+        "cell": cell,
+        "words": lambda name: name.replace("_", " "),
+        "sha256": sha256,
+        "thumbnail": lambda id_: f"{THUMBNAILS}/{thumbnail_path(id_)}" if id_ in thumbnails else "",
+        "original": lambda id_: originals.get(id_, ""),
+        "metadata": lambda id_: f"{metadata_text(data.items.get(id_, {}))}\n{id_}".strip(),
+    }
     page = environment.get_template("report.html").stream(
         title=title,
         figures=figures,
         rank_chart=rank_chart(figures),
         threshold_chart=threshold_chart(figures),
-        conflicts=contradictions(data, figures, pictures),
-        disagreements=disagreements(data, figures, pictures),
-        groups=sheet_groups(data, pictures),
+        conflicts=contradictions(data, figures),
+        disagreements=disagreements(data, figures),
+        groups=sheet_groups(data),
         first_shown=max(0, len(data.records) - MAX_GROUPS),
         max_conflicts=MAX_CONFLICTS,
         max_groups=MAX_GROUPS,
+        near_groups=NEAR_GROUPS,
     )
     page.enable_buffering(BUFFERED)
     file.writelines(page)
@@ -132,6 +115,12 @@ def cell(value: Any) -> str:
 def sha256(text: str) -> str:
     """Of a script, as a Content-Security-Policy names it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def metadata_text(item: Mapping[str, Any]) -> str:
+    """One line per field."""
+    lines = (" ".join(f"{name}: {value}".split()) for name, value in item.items())
+    return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…" for line in lines)[:MAX_TITLE]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -157,7 +146,7 @@ def shown_ids(data: ReportData, figures: Figures) -> set[str]:
     return ids.union(*shown_conflicts(figures))
 
 
-def contradictions(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
+def contradictions(data: ReportData, figures: Figures) -> Iterator[Conflict]:
     numbers = records_by_main(data)
     for ids in shown_conflicts(figures):
         id_of = dict(zip("abc", ids))
@@ -165,18 +154,18 @@ def contradictions(data: ReportData, figures: Figures, pictures: Pictures) -> It
         for x, y, key in JUDGMENTS[len(ids)]:
             both = ((id_of[x], id_of[y]), (id_of[y], id_of[x]))
             judged = [n for main, item in both for n in numbers.get(main, []) if item in data.records[n][key]]
-            statements.append(Statement(f"{x} {'like' if key == 'pos' else 'not like'} {y}", sorted(judged)))
-        yield Conflict([image(data, id_, "main", name, pictures) for name, id_ in id_of.items()], statements)
+            statements.append((f"{x} {'like' if key == 'pos' else 'not like'} {y}", sorted(judged)))
+        yield Conflict([(id_, "main", name) for name, id_ in id_of.items()], statements)
 
 
-def disagreements(data: ReportData, figures: Figures, pictures: Pictures) -> Iterator[Conflict]:
+def disagreements(data: ReportData, figures: Figures) -> Iterator[Conflict]:
     numbers = records_by_main(data)
     for (main, directory), images in shown_disagreements(figures).items():
-        shown = [image(data, main, "main", "main image", pictures)]
+        shown = [(main, "main", "main image")]
         for id_, was_kept in images.items():
             first, second = ("kept", "deleted") if was_kept else ("deleted", "kept")
-            shown.append(image(data, id_, first, f"{first}, then {second}", pictures))
-        yield Conflict(shown, [Statement(f"second look in {directory}", numbers.get(main, []))])
+            shown.append((id_, first, f"{first}, then {second}"))
+        yield Conflict(shown, [(f"second look in {directory}", numbers.get(main, []))])
 
 
 def records_by_main(data: ReportData) -> dict[str, list[int]]:
@@ -186,19 +175,16 @@ def records_by_main(data: ReportData) -> dict[str, list[int]]:
     return numbers
 
 
-def sheet_groups(data: ReportData, pictures: Pictures) -> Iterator[SheetGroup]:
+def sheet_groups(data: ReportData) -> Iterator[SheetGroup]:
     """Contact sheets, the latest group first."""
-    n = len(data.records)
-    for number in range(n - 1, max(n - MAX_GROUPS, 0) - 1, -1):
+    for number in reversed(range(len(data.records))[-MAX_GROUPS:]):
         record, (outcome, shown) = data.records[number], data.origins[number]
-        images = [image(data, *listed, pictures) for listed in captions(data, number)]
         name = dir_name(record["pos"][0], shown | outcome)
-        n_kept, n_deleted = len(record["pos"]) - 1, len(record["neg"])
-        yield SheetGroup(number, name, n_kept, n_deleted, images, n - number > NEAR_GROUPS)
+        yield SheetGroup(number, name, len(record["pos"]) - 1, len(record["neg"]), captions(data, number))
 
 
-def captions(data: ReportData, number: int) -> Iterator[tuple[str, str, str]]:
-    """(id, kind, caption) of a group: the main image, then by similarity, then what left the collection."""
+def captions(data: ReportData, number: int) -> Iterator[Shown]:
+    """The images of a group: the main image, then by similarity, then what left the collection."""
     record, group = data.records[number], data.judged[number]
     yield record["pos"][0], "main", "main image"
     for j, (id_, similarity, is_kept) in enumerate(zip(group.items, group.similarities, group.kept), 1):
@@ -209,33 +195,19 @@ def captions(data: ReportData, number: int) -> Iterator[tuple[str, str, str]]:
         yield from ((id_, kind, f"{kind}, no longer in the collection") for id_ in ids if id_ not in present)
 
 
-def image(data: ReportData, id_: str, kind: str, caption: str, pictures: Pictures) -> Image:
-    metadata = metadata_text(data.items.get(id_, {}))[:MAX_TITLE]
-    source = f"{THUMBNAILS}/{thumbnail_path(id_)}" if id_ in pictures.thumbnails else ""
-    return Image(kind, caption, f"{metadata}\n{id_}".strip(), source, pictures.originals.get(id_, ""))
-
-
-def metadata_text(item: Mapping[str, Any]) -> str:
-    """One line per field."""
-    lines = (" ".join(f"{name}: {value}".split()) for name, value in item.items())
-    return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…" for line in lines)
-
-
 # --- charts -----------------------------------------------------------------------------------------------------------
 def rank_chart(figures: Figures) -> Chart | None:
     """Keep rate and precision over ranks, with their intervals as bands."""
-    found = (("kept at rank j", figures["keep_rate_by_rank"]), ("precision@j", figures["precision_at"]))
     n = len(figures["precision_at"])
-    if not n:
-        return None
-    step = (RIGHT - LEFT) / max(1, n - 1)
-    x_ticks = [(round(LEFT + i * step, 1), str(i + 1)) for i in range(n)]
+    places = [i / max(1, n - 1) for i in range(n)]
     series = []
-    for name, estimates in found:
-        known = [(LEFT + i * step, one) for i, one in enumerate(estimates) if one["value"] is not None]
+    for name, key in (("kept at rank j", "keep_rate_by_rank"), ("precision@j", "precision_at")):
+        known = [(x, one) for x, one in zip(places, figures[key]) if one["value"] is not None]
         band = [(x, one["high"]) for x, one in known] + [(x, one["low"]) for x, one in reversed(known)]
-        series.append(Series(name, points(band, 1), points([(x, one["value"]) for x, one in known], 1)))
-    return Chart("Keep rate by rank", thinned(x_ticks, MAX_X_TICKS), y_ticks(1, "{:.1f}".format), series)
+        series.append((name, points(band), points((x, one["value"]) for x, one in known)))
+    x_ticks = [(x, str(rank)) for rank, x in enumerate(places, 1)][:: max(1, n // MAX_X_TICKS)]
+    y_labels = [f"{i / N_Y_TICKS:.1f}" for i in range(N_Y_TICKS + 1)]
+    return Chart("Keep rate by rank", x_ticks, y_labels, series) if n else None
 
 
 def threshold_chart(figures: Figures) -> Chart | None:
@@ -243,34 +215,19 @@ def threshold_chart(figures: Figures) -> Chart | None:
     if not figures["threshold"]:
         return None
     bins, threshold = figures["similarity_histogram"], figures["threshold"]["similarity"]
-    edges = bins["edges"]
-    scale = (RIGHT - LEFT) / (edges[-1] - edges[0])
-    across = [LEFT + (edge - edges[0]) * scale for edge in edges]
-    top = -(-max([1, *bins["positives"], *bins["hard_negatives"]]) // N_Y_TICKS) * N_Y_TICKS  # whole numbers as labels
+    first, *_, last = bins["edges"]
+    places = [(edge - first) / (last - first) for edge in bins["edges"]]
+    step = -(-max([1, *bins["positives"], *bins["hard_negatives"]]) // N_Y_TICKS)  # whole numbers as labels
     series = []
-    for name, counts in (("kept", bins["positives"]), ("deleted", bins["hard_negatives"])):
-        steps = [(x, count) for pair, count in zip(itertools.pairwise(across), counts) for x in pair]
-        outline = points([(across[0], 0), *steps, (across[-1], 0)], top)
-        series.append(Series(name, outline, outline))
-    x_ticks = thinned([(round(x, 1), f"{edge:.2f}") for x, edge in zip(across, edges)], 10)
-    mark = (round(LEFT + (threshold - edges[0]) * scale, 1), f"{threshold:.3f}")
-    return Chart("Similarity to the main image", x_ticks, y_ticks(top, "{:,.0f}".format), series, mark)
+    for name, key in (("kept", "positives"), ("deleted", "hard_negatives")):
+        tops = [(x, n / (step * N_Y_TICKS)) for pair, n in zip(itertools.pairwise(places), bins[key]) for x in pair]
+        outline = points([(0, 0), *tops, (1, 0)])
+        series.append((name, outline, outline))
+    x_ticks = [(x, f"{edge:.2f}") for x, edge in zip(places, bins["edges"])][:: len(places) // 10]
+    mark = ((threshold - first) / (last - first), f"{threshold:.3f}")
+    y_labels = [f"{step * i:,}" for i in range(N_Y_TICKS + 1)]
+    return Chart("Similarity to the main image", x_ticks, y_labels, series, mark)
 
 
-def y_ticks(top: float, label: Callable[[float], str]) -> list[tuple[float, str]]:
-    return [(round(height(top * i / N_Y_TICKS, top), 1), label(top * i / N_Y_TICKS)) for i in range(N_Y_TICKS + 1)]
-
-
-def thinned(ticks: list[tuple[float, str]], n: int) -> list[tuple[float, str, bool]]:
-    """About n of the ticks, N_MAJOR of them for narrow screens."""
-    some = ticks[:: max(1, len(ticks) // n)]
-    every = -(-len(some) // N_MAJOR)
-    return [(x, label, i % every == 0) for i, (x, label) in enumerate(some)]
-
-
-def height(value: float, top: float) -> float:
-    return BOTTOM - value / top * (BOTTOM - TOP)
-
-
-def points(corners: Sequence[tuple[float, float]], top: float) -> str:
-    return " ".join(f"{x:.1f},{height(value, top):.1f}" for x, value in corners)
+def points(corners: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.4f},{y:.4f}" for x, y in corners)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,7 +15,7 @@ CHUNK = 50  # resamples at a time: 50 x 10,000 groups x 8 bytes = 4 MB
 MAX_RANK = 50
 
 
-class Estimate(NamedTuple):
+class Estimate(TypedDict):
     """A figure with its interval; None without data."""
 
     value: float | None
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
     n: int  # groups in it
 
 
-class Threshold(NamedTuple):
+class Threshold(TypedDict):
     """The similarity that separates kept and deleted best: the mean of the two shares is largest."""
 
     similarity: float
@@ -33,31 +33,26 @@ class Threshold(NamedTuple):
     auc: float  # probability that a kept image is more similar than a deleted one, over all groups
 
 
-def ratios(above: np.ndarray, below: np.ndarray, seed: int = 0) -> list[Estimate]:
+def ratios(above: np.ndarray, below: np.ndarray) -> list[Estimate]:
     """sum(above) / sum(below) per column, both (G, K), with percentile bootstrap intervals (Efron 1979).
 
-    Groups are resampled, not items: items of one group share its main image and are not independent.
+    Groups are resampled, not items: items of one group share its main image and are not independent. Every column of
+    `below` has a group that is not 0.
     """
     n_groups, n_columns = below.shape
     if not n_groups:
-        return [Estimate(None, None, None, 0)] * n_columns
-    rng = np.random.default_rng(seed)
-    found = []
+        return [Estimate(value=None, low=None, high=None, n=0)] * n_columns
+    rng = np.random.default_rng(0)
+    samples = []
     for _ in range(N_RESAMPLES // CHUNK):
         weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), CHUNK).astype(np.float64)
-        found.append(_divide(weights @ above, weights @ below))
-    values = _divide(above.sum(0), below.sum(0))
-    samples = np.concatenate(found)
-    result = []
-    for column in range(n_columns):
-        n = int(np.count_nonzero(below[:, column]))
-        known = samples[~np.isnan(samples[:, column]), column]
-        if n and len(known):
-            value, low, high = (round(float(x), 6) for x in (values[column], *np.percentile(known, PERCENTILES)))
-            result.append(Estimate(value, low, high, n))
-        else:
-            result.append(Estimate(None, None, None, 0))
-    return result
+        samples.append(_divide(weights @ above, weights @ below))
+    low, high = np.nanpercentile(np.concatenate(samples), PERCENTILES, axis=0)
+    columns = (above.sum(0) / below.sum(0)).tolist(), low.tolist(), high.tolist(), np.count_nonzero(below, 0).tolist()
+    return [
+        Estimate(value=round(value, 6), low=round(low, 6), high=round(high, 6), n=n)
+        for value, low, high, n in zip(*columns)
+    ]
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -106,7 +101,8 @@ def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> Threshold | None:
     smaller, at_most = (np.searchsorted(deleted, kept, side).sum() for side in ("left", "right"))
     auc = (smaller + at_most) / 2 / (len(kept) * len(deleted))
     figures = (candidates[best], kept_above[best], deleted_below[best], auc)
-    return Threshold(*(round(float(figure), 6) for figure in figures))
+    similarity, above, below, auc = (round(float(figure), 6) for figure in figures)
+    return Threshold(similarity=similarity, kept_above=above, deleted_below=below, auc=auc)
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
