@@ -18,16 +18,8 @@ from utils.items.formatted import is_unicode
 from utils.log import bar, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
-_HEIC_BRANDS = {
-    b"heic",
-    b"heix",
-    b"heim",
-    b"heis",
-    b"hevc",
-    b"hevx",
-    b"mif1",
-    b"msf1",
-}  # brands in a file's first bytes
+# Brands in a file's first bytes.
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _HEIC = "HEIC images are left out; convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC"
 _NO_IMAGE = "files are left out, as they are not images"
 _UNREADABLE = "folders are left out, as they cannot be read"

@@ -11,7 +11,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import IO, Any, NamedTuple, TextIO, cast
 
 from utils.errors import UserError
 from utils.items import folder, tables
@@ -29,7 +29,8 @@ _EXPECTED = (
 )
 _BROKEN = (ValueError, RecursionError, EOFError, csv.Error, zlib.error)  # raised for a broken file
 
-Reader = Callable[[TextIO], Iterator[Any]]
+Opener = Callable[[], IO[Any]]
+Reader = Callable[[Any], Iterator[Any]]
 
 
 class Source(NamedTuple):
@@ -58,22 +59,23 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
         read_items = functools.partial(folder.read_items, root, files)
         return Source(path, "a folder of images", read_items, folder.image_id, True, notes)
     try:
-        form, read = _find_form(path, url_field)
+        form, open_file, reader = _find_form(path, url_field)
     except FileNotFoundError:
         raise UserError(f"formatted data {path} does not exist; {_EXPECTED}. A demo: python tests/demo.py") from None
     except (OSError, *_BROKEN) as error:
         raise UserError(f"formatted data {path} {_describe(error)}; {_EXPECTED}") from None
     identify = functools.partial(item_id, id_field="url" if id_field == url_field else id_field)
-    return Source(path, form, functools.partial(_read, path, form, read, url_field), identify)
+    return Source(path, form, functools.partial(_read, path, form, open_file, reader, url_field), identify)
 
 
-def _read(path: Path, form: str, read: Callable[[], Iterator[Any]], url_field: str) -> Iterator[Any]:
+def _read(path: Path, form: str, open_file: Opener, reader: Reader, url_field: str) -> Iterator[Any]:
     n, has_urls = 0, "URLs" in form
     try:
-        for element in read():
-            is_url = has_urls and isinstance(element, str)
-            yield {"url": element} if is_url else name_url(element, url_field)
-            n += 1
+        with open_file() as file:
+            for element in reader(file):
+                is_url = has_urls and isinstance(element, str)
+                yield {"url": element} if is_url else name_url(element, url_field)
+                n += 1
     except (OSError, *_BROKEN) as error:
         problem = f"is broken as {form}, {f'after element {n}' if n else 'at its beginning'}: {_describe(error)}"
         raise UserError(f"formatted data {path} {problem}; {_EXPECTED}") from None
@@ -83,23 +85,19 @@ def _describe(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _find_form(path: Path, url_field: str) -> tuple[str, Callable[[], Iterator[Any]]]:
-    """The form of a file and its reader. Raises ValueError for an unknown form."""
+def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
+    """The form of a file, what opens it, and what reads the opened file. Raises ValueError for an unknown form."""
     with path.open("rb") as file:
         head = file.read(4)
     if head == _PARQUET:
-        return "Parquet", functools.partial(tables.read_parquet, path)
-    open_text = functools.partial(_open_text, path, gzip.open if head.startswith(_GZIP) else open)
+        return "Parquet", functools.partial(path.open, "rb"), tables.read_parquet
+    is_gzip = head.startswith(_GZIP)
+    open_text = functools.partial(_open_text, path, gzip.open if is_gzip else open)
     with open_text() as text:
         form, reader = _reader_of(text.read(CHUNK).lstrip(_BLANKS), url_field)
         encoding = text.encoding.upper()
-
-    def read() -> Iterator[Any]:
-        with open_text() as text:
-            yield from reader(text)
-
-    details = [form, *([encoding] if encoding != "UTF-8" else []), *(["gzip"] if head.startswith(_GZIP) else [])]
-    return ", ".join(details), read
+    details = [form, *([encoding] if encoding != "UTF-8" else []), *(["gzip"] if is_gzip else [])]
+    return ", ".join(details), open_text, reader
 
 
 def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:

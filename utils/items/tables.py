@@ -7,8 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from utils.errors import ImageError, UserError
 from utils.log import LOG
@@ -73,22 +72,22 @@ def _value(cell: str) -> str | int | float | bool:
     return value if json.dumps(value) == cell and math.isfinite(value) else cell
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
     """An item per row. Null is no field; dates and decimals are text; columns of bytes are left out, and logged."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"formatted data {path} is Parquet, which needs pyarrow: pip install pyarrow") from None
+        raise UserError(f"formatted data {file.name} is Parquet, which needs pyarrow: pip install pyarrow") from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            binary = [field.name for field in file.schema_arrow if "binary" in str(field.type)]
-            if binary:
-                LOG.info("%s: columns of bytes are left out: %s", path, ", ".join(binary))
-            columns = [name for name in file.schema_arrow.names if name not in binary]
-            for batch in file.iter_batches(1_000, columns=columns):
-                for row in batch.to_pylist():
-                    row = {name: value for name, value in row.items() if value is not None}
-                    yield json.loads(json.dumps(row, default=str))
+        table = pyarrow.parquet.ParquetFile(file)
+        binary = [field.name for field in table.schema_arrow if "binary" in str(field.type)]
+        if binary:
+            LOG.info("%s: columns of bytes are left out: %s", file.name, ", ".join(binary))
+        columns = [name for name in table.schema_arrow.names if name not in binary]
+        for batch in table.iter_batches(1_000, columns=columns):
+            for row in batch.to_pylist():
+                row = {name: value for name, value in row.items() if value is not None}
+                yield json.loads(json.dumps(row, default=str))
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from None
