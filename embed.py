@@ -27,7 +27,7 @@ from utils.images.cache import ImageCache
 from utils.items.folder import is_same_file, note_named
 from utils.items.formatted import restore_item, to_metadata
 from utils.items.sources import open_source
-from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
+from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist
 from utils.lock import hold
 from utils.log import LOG, printable, start_log
 from utils.store.collection import lock_path
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     work = Worklist(source, Path(args.failed_data_path))
     with open_store(args) as store:
         model = check_model(store, args)
-        work.settle(store.known, retry_rule(args.retry_failed, args.download_allow_local, args.download_respect_noai))
+        work.settle(store.known, args.retry_failed, args.download_allow_local, args.download_respect_noai)
         if args.verify:
             return print_verification(work, store)
         if source.is_folder:

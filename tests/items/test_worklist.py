@@ -17,7 +17,7 @@ from utils.errors import ImageError, UserError
 from utils.files import replacing
 from utils.items import worklist
 from utils.items.sources import open_source
-from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist, retry_rule
+from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist
 
 NONE = np.empty(0, "V16")
 ITEMS = [{"url": "http://x/0"}, {"url": "http://x/1"}, {"url": "http://x/0", "a": 1}, {"n": 1}, {"url": "http://x/2"}]
@@ -36,7 +36,7 @@ def test_every_item_has_one_outcome(open_list: Callable[..., Worklist]):
     work = open_list(ITEMS)
     assert work.outcome.tolist() == [TODO, TODO, DUPLICATE, FAILED, TODO]
     assert work.n_differing == 1
-    work.settle(work.ids[1:2], retry_rule(False, False, True))
+    work.settle(work.ids[1:2], False, False, True)
     assert work.outcome.tolist() == [TODO, KNOWN, DUPLICATE, FAILED, TODO]
     assert [index for index, _ in work.todo()] == [0, 4]
     work.store(0)
@@ -82,7 +82,7 @@ def test_what_is_tried_again(open_list, tmp_path: Path, reason: str, detail: str
     entry = {"index": 3, "url": "http://x/1", "reason": reason, "detail": detail}
     (tmp_path / "failed.json").write_text(json.dumps([entry]))
     work = open_list(ITEMS)
-    work.settle(NONE, retry_rule(*flags))
+    work.settle(NONE, *flags)
     assert work.outcome[1] == outcome
 
 
@@ -90,7 +90,7 @@ def test_failures_that_a_run_did_not_reach_stay_listed_under_their_new_index(ope
     entry = {"index": 9, "url": "http://x/1", "reason": "timeout", "detail": ""}
     (tmp_path / "failed.json").write_text(json.dumps([entry]))
     work = open_list(ITEMS[:2])
-    work.settle(NONE, retry_rule(False, False, True))
+    work.settle(NONE, False, False, True)
     assert (work.outcome[1], work.reasons()) == (TODO, [])
     work.save()
     assert json.loads((tmp_path / "failed.json").read_text()) == [{**entry, "index": 1}]
@@ -109,7 +109,7 @@ def test_failures_are_saved_while_another_thread_stores_what_failed_before(open_
     entries = [{"index": i, **item, "reason": "timeout", "detail": ""} for i, item in enumerate(ITEMS[:2])]
     (tmp_path / "failed.json").write_text(json.dumps(entries))
     work = open_list(ITEMS[:2])
-    work.settle(NONE, retry_rule(False, False, True))
+    work.settle(NONE, False, False, True)
 
     @contextlib.contextmanager
     def storing_meanwhile(path: Path):
@@ -186,7 +186,7 @@ def test_a_long_list_costs_little_memory(tmp_path: Path):
         "import sys, tracemalloc; from tests.items.test_worklist import *\n"
         "path = Path(sys.argv[1]); tracemalloc.start()\n"
         "work = Worklist(open_source(path / 'list.jsonl'), path / 'failed.json')\n"
-        "work.settle(np.sort(work.ids[1::2]), retry_rule(False, False, True))\n"
+        "work.settle(np.sort(work.ids[1::2]), False, False, True)\n"
         "assert not work.count(TODO) and work.count(KNOWN, LASTING) == len(work); work.save()\n"
         "print(tracemalloc.get_traced_memory()[1] // len(work))"
     )

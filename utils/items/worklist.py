@@ -56,11 +56,13 @@ class Worklist:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def settle(self, known: np.ndarray, retries: Callable[[str, str], bool]) -> None:
+    def settle(self, known: np.ndarray, retry_failed: bool, allow_local: bool, respect_noai: bool) -> None:
         """Give an outcome to items that need no work: ids in `known` (n,) V16, and lasting failures.
 
-        `retries`: whether to try a failure of an earlier run again, from its (reason, detail).
+        Failures of an earlier run are tried again if they can heal, if a setting now allows them, or all.
         """
+        allowed = {"blocked_address": allow_local, "opted_out": not respect_noai}
+        allowed["bad_url: no scheme"] = allow_local  # it may be a path
         self.outcome[(self.outcome == TODO) & np.isin(self.ids, known)] = KNOWN
         if not self._before:
             return
@@ -68,7 +70,9 @@ class Worklist:
             entry = self._before.get(item["url"])
             if entry is not None:
                 self.failures[index] = {**entry, "index": index}  # kept if this run does not reach it
-                if not retries(entry["reason"], entry["detail"]):
+                reason, detail = entry["reason"], entry["detail"]
+                is_allowed = allowed.get(reason) or allowed.get(f"{reason}: {detail}")
+                if not (retry_failed or can_heal(reason, detail) or is_allowed):
                     self.outcome[index] = LASTING
         self._before = {}
 
@@ -178,15 +182,6 @@ class Worklist:
             if entry["url"] is not None and entry["reason"] in REASONS - {"bad_record"}:
                 before[entry["url"]] = entry
         return before
-
-
-def retry_rule(retry_failed: bool, allow_local: bool, respect_noai: bool) -> Callable[[str, str], bool]:
-    """Which failures of earlier runs to try again: those that can heal, those that a setting now allows, or all."""
-    allowed = {"blocked_address": allow_local, "opted_out": not respect_noai}
-    allowed["bad_url: no scheme"] = allow_local  # it may be a path
-    return lambda reason, detail: (
-        retry_failed or can_heal(reason, detail) or any(allowed.get(key) for key in (reason, f"{reason}: {detail}"))
-    )
 
 
 def _hash(item: Any) -> int:
