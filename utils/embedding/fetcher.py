@@ -75,10 +75,7 @@ class Fetcher:
         self._waiting: HostQueue[Job] = HostQueue(per_host)
         self._suspects: Suspects[Result] = Suspects()
         self._deaths: collections.Counter[int] = collections.Counter()
-        self._decoding_since: dict[int, tuple[int, float]] = {}  # pid of a worker -> (key of the image, first seen)
-        self._hung: set[int] = set()  # keys of images
         self._killed: set[int] = set()  # keys of images in the decoder of a worker that was killed from outside
-        self._ready: set[int] = set()  # pids of workers whose threads have started
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         # For the dispatcher. True: there are jobs again; False: stop; a Preprocess: start decoding.
         self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)
@@ -131,7 +128,7 @@ class Fetcher:
         with processes.shielded():
             process.start()
         theirs.close()
-        return _Worker(process, ours, decoding, {})
+        return _Worker(process, ours, decoding)
 
     def _dispatch(self) -> None:
         """In a thread of its own: hand out jobs, collect results, replace workers that died."""
@@ -202,7 +199,7 @@ class Fetcher:
         self._hand_on(self._suspects.sort(Result(job, pixels, error, digest), error))
 
     def _note_start(self, worker: _Worker, n_threads: int) -> None:
-        self._ready.add(worker.process.pid)
+        worker.has_started = True
         if n_threads < self._n_threads:
             LOG.warning(
                 "only %d of %d download threads of a process could start: memory or the limit of processes (ulimit -u) "
@@ -219,38 +216,35 @@ class Fetcher:
         """Kill workers whose decoder hangs; _collect meets their end of file."""
         now = time.monotonic()
         for worker in self._workers:
-            pid, key = worker.process.pid, worker.decoding.value
-            seen, since = self._decoding_since.get(pid, (-1, now))
-            if key != seen:
-                self._decoding_since[pid] = key, now
-            elif key >= 0 and now - since > MAX_DECODE_S:
-                self._hung.add(key)
+            key = worker.decoding.value
+            if key != worker.seen:
+                worker.seen, worker.seen_since = key, now
+            elif key >= 0 and now - worker.seen_since > MAX_DECODE_S:
+                worker.is_hung = True
                 worker.process.kill()
 
     def _replace(self, worker: _Worker) -> None:
         """Replace a worker that died. The image in its decoder fails, the second time if the worker was killed from
         outside; other jobs are done again, unless their workers died MAX_DEATHS times."""
         worker.process.join()
-        pid, code, in_decoder = worker.process.pid, worker.process.exitcode, worker.decoding.value
-        how = f"took more than {MAX_DECODE_S} s" if in_decoder in self._hung else f"died ({code})"
+        code, in_decoder = worker.process.exitcode, worker.decoding.value
         self._n_failed_starts += in_decoder < 0
         if self._n_failed_starts > MAX_FAILED_STARTS:
             raise UserError(
                 f"download processes end as soon as they start, the last with exit code {code}; "
                 "check free memory and the limits of this machine, then run again"
             )
-        is_start = pid not in self._ready
-        is_kill = code == -9 and in_decoder not in self._hung | self._killed  # likely for want of memory
+        is_kill = code == -9 and not worker.is_hung and in_decoder not in self._killed  # likely for want of memory
         if is_kill:
             self._killed.add(in_decoder)
         if is_kill or code == -signal.SIGTERM:
             in_decoder = -1
-        self._decoding_since.pop(pid, None)
         self._workers[self._workers.index(worker)] = self._start()
         for key, job in worker.jobs.items():
             self._waiting.done(queue_host(job.url))
-            self._deaths[key] += in_decoder < 0 and not is_start and not is_kill
+            self._deaths[key] += in_decoder < 0 and worker.has_started and not is_kill
             if key == in_decoder or self._deaths[key] > MAX_DEATHS:
+                how = f"took more than {MAX_DECODE_S} s" if worker.is_hung else f"died ({code})"
                 error = ImageError("bad_image", f"its decoder's process {how}")
                 self._results.put(Result(job, NO_PIXELS, error))
             else:
@@ -262,8 +256,15 @@ def _send(worker: _Worker, message: Job | Preprocess) -> None:
         worker.pipe.send(message)
 
 
-class _Worker(NamedTuple):
+@dataclasses.dataclass
+class _Worker:
+    """`decoding` is shared: the key of the image in its decoder, -1 for none. `seen`: its value at the last look."""
+
     process: Any
     pipe: Connection
-    decoding: Any  # shared: the key of the image in its decoder, -1 for none
-    jobs: dict[int, Job]
+    decoding: Any
+    jobs: dict[int, Job] = dataclasses.field(default_factory=dict)
+    has_started: bool = False  # its threads run
+    seen: int = -1
+    seen_since: float = 0
+    is_hung: bool = False
