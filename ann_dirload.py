@@ -16,7 +16,8 @@ from pathlib import Path
 
 import config
 from utils import cli
-from utils.annotation.loads import Load, Undone, plan, save, undo
+from utils.annotation import history
+from utils.annotation.loads import Load, Undone, plan, save, second_look, undo
 from utils.annotation.neighbor_dirs import dir_name, is_unfinished
 from utils.annotation.reviewed import ASIDE, KINDS, MISPLACED, UNKNOWN, Review, ReviewedDir, read_roots
 from utils.lock import hold, lock_path
@@ -48,8 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_dirload", args.logs_dir_path)
-    path = Path(args.annotated_data_path)
-    history_path = Path(args.ann_history_path) if args.ann_history_path else None
+    path, history_path = Path(args.annotated_data_path), args.ann_history_path
     roots = list(dict.fromkeys(map(Path, args.dirs or [args.ann_dirrify_dir_path])))
     with hold(lock_path(path), f"annotated data {path}"):
         if args.undo:
@@ -168,37 +168,24 @@ def comparison(load: Load) -> Iterator[str]:
 
 
 def agreement(folders: Sequence[ReviewedDir]) -> Iterator[str]:
-    """Verdicts of a second look, on the images judged in both; not on the main images."""
-    verdicts = [
-        (f"{folder.name}: {id_}", id_ in folder.before["pos"], id_ in folder.kept)
+    judged = [
+        (f"{folder.name}: {id_}", *both)
         for folder in folders
-        for id_ in dict.fromkeys([*folder.before["neg"], *folder.before["pos"]])
-        if id_ != folder.main and (id_ in folder.kept or id_ in folder.deleted)
+        for id_, both in history.verdicts(second_look(folder)).items()
     ]
-    n_alike = sum(before == after for _, before, after in verdicts)
-    share = f" ({n_alike / len(verdicts):.0%}), Cohen's kappa {kappa(verdicts)}" if verdicts else ""
-    yield f"second look at {len(folders)} directories: {n_alike} of {len(verdicts)} images judged alike{share}"
+    n_alike = sum(before == after for _, before, after in judged)
+    kappa = history.kappa([(before, after) for _, before, after in judged])
+    beyond_chance = "undefined (one verdict only)" if kappa is None else f"{kappa:.2f}"
+    share = f" ({n_alike / len(judged):.0%}), Cohen's kappa {beyond_chance}" if judged else ""
+    yield f"second look at {len(folders)} directories: {n_alike} of {len(judged)} images judged alike{share}"
     words = {True: "kept", False: "deleted"}
     yield from cut(
         [
             f"disagreement: {image} {words[before]} in the record, {words[after]} here"
-            for image, before, after in verdicts
+            for image, before, after in judged
             if before != after
         ]
     )
-
-
-def kappa(verdicts: Sequence[tuple[str, bool, bool]]) -> str:
-    """Cohen's kappa: agreement beyond chance, 1 at best; undefined if both kept all or deleted all.
-
-    Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
-    """
-    n = len(verdicts)
-    observed = sum(before == after for _, before, after in verdicts) / n
-    kept = sum(before for _, before, _ in verdicts) / n
-    kept_again = sum(after for *_, after in verdicts) / n
-    chance = kept * kept_again + (1 - kept) * (1 - kept_again)
-    return f"{(observed - chance) / (1 - chance):.2f}" if chance < 1 else "undefined (one verdict only)"
 
 
 def next_step(review: Review, load: Load) -> str:

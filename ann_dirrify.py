@@ -103,7 +103,7 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
     candidates = read_candidates(place, name, args.ann_dirrify_where, args.ann_dirrify_neighbors_where)
     candidates.leave_out_annotated(read_records(Path(args.annotated_data_path)), args.ann_dirrify_show_judged)
     if not args.ann_dirrify_show_judged:
-        candidates.leave_out(history.discarded(history.read_decisions(history_path(args))))
+        candidates.leave_out(history.discarded(history.read_decisions(args.ann_history_path)))
     candidates.leave_out(shown_elsewhere(args))
     for other in dict.fromkeys(args.ann_dirrify_pool):
         if n_missing := candidates.add_pool(place, other):
@@ -114,10 +114,6 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
 def shown_elsewhere(args: argparse.Namespace) -> set[str]:
     roots = [Path(name) for name in args.ann_dirrify_exclude_dirs]
     return {id_ for root in roots for listed in neighbor_dirs.read_samples(root).values() for id_ in listed}
-
-
-def history_path(args: argparse.Namespace) -> Path | None:
-    return Path(args.ann_history_path) if args.ann_history_path else None
 
 
 def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namespace) -> Groups:
@@ -157,7 +153,7 @@ def choose_neighbors(
 
 
 def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool:
-    shown = shown_elsewhere(args) | history.shown(history.read_events(history_path(args)))
+    shown = shown_elsewhere(args) | history.shown(history.read_events(args.ann_history_path))
     read_metadata = functools.cache(lambda: collection.read_metadata(open_collection(args), candidates.ids))
     return samplers.Pool(
         candidates.ids,
@@ -230,7 +226,7 @@ def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.
             | {"model": candidates.model}
             for index, (main, listed) in enumerate(writer.samples.items())
         ]
-        history.append_shown(history_path(args), writer.root, writer.begun, shown)
+        history.append_shown(args.ann_history_path, writer.root, writer.begun, shown)
 
 
 def make_dirs(

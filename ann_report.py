@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     records = read_records(Path(args.annotated_data_path))
     if not records:
         raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
-    history_path = Path(args.ann_history_path) if args.ann_history_path else None
-    reviews = read_reviews(history.read_events(history_path))
+    reviews = read_reviews(history.read_events(args.ann_history_path))
     data = read_data(records, reviews, args, args.collection_name)
     figures = measure(data, reviews)
     if args.compare_collection:

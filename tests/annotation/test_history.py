@@ -20,9 +20,9 @@ def test_events_are_appended_in_order(tmp_path: Path):
 
 
 def test_without_a_path_or_a_file_there_is_none(tmp_path: Path):
-    history.append(None, [SHOWN])
+    history.append("", [SHOWN])
     history.append(tmp_path / "none.jsonl", [])
-    assert list(history.read_events(None)) == list(history.read_events(tmp_path / "none.jsonl")) == []
+    assert list(history.read_events("")) == list(history.read_events(tmp_path / "none.jsonl")) == []
     assert not (tmp_path / "none.jsonl").exists()
 
 
@@ -49,3 +49,11 @@ def test_a_main_image_that_was_kept_after_it_was_discarded_is_not_discarded():
     assert history.discarded([SHOWN, GONE]) == {"b"}
     assert history.discarded([GONE, kept]) == set()
     assert history.discarded([kept, GONE]) == {"b"}
+
+
+def test_kappa_is_agreement_beyond_chance_by_hand():
+    assert history.kappa([]) is None
+    assert history.kappa([(True, True), (True, True)]) is None
+    assert history.kappa([(True, True), (False, False)]) == 1
+    both = [(True, True)] * 20 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 15
+    assert history.kappa(both) == 0.4  # observed 0.7, by chance 0.5 * 0.6 + 0.5 * 0.4

@@ -7,7 +7,8 @@ Discarded:   {"root", "main", "dir", "discarded": true, "time"}
 Second look: {"root", "main", "dir", "second_look": {"kept", "deleted"}, "record": {"pos", "neg"}, "time"}
 Undone:      {"root": null, "main", "undone": true, "time"}, when its load was undone
 Events of one load share "load", an id, and "records", the name of the annotated data; undone events repeat both.
-`time` is UTC, ISO 8601. The annotated data do not depend on the history; without one only the last load can be undone.
+`time` is UTC, ISO 8601. The annotated data do not depend on the history; without one (path "") only the last load can be
+undone.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_events(path: Path | None, skip: str = "") -> Iterator[Event]:
+def read_events(path: str | Path, skip: str = "") -> Iterator[Event]:
     """All events, oldest first; none without a file. Damaged lines are skipped with a warning.
 
     Lines that contain `skip` are passed over without the cost of parsing them.
     """
-    if path is None or not path.exists():
+    if not path or not Path(path).exists():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if skip and skip in line:
                 continue
@@ -52,11 +53,12 @@ def read_events(path: Path | None, skip: str = "") -> Iterator[Event]:
                 LOG.warning("history %s, line %d, is damaged; skipped", path, number)
 
 
-def append(path: Path | None, events: Iterable[Event]) -> None:
+def append(path: str | Path, events: Iterable[Event]) -> None:
     """Append events durably; does nothing without a path. A half-written line of a killed process is ended first."""
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
-    if path is None or not lines:
+    if not path or not lines:
         return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(lock_path(path), f"history {path}", WAIT_S), path.open("ab+") as file:
         if file.tell():
@@ -67,7 +69,7 @@ def append(path: Path | None, events: Iterable[Event]) -> None:
         os.fsync(file.fileno())
 
 
-def append_shown(path: Path | None, root: Path, begun: str, shown: Sequence[Event]) -> None:
+def append_shown(path: str | Path, root: Path, begun: str, shown: Sequence[Event]) -> None:
     """Append the directories that a run, begun at that time, has in `root`: events without root and time; each once."""
     name = str(root.resolve())
     known = {
@@ -90,7 +92,7 @@ def in_effect(events: Iterable[Event]) -> list[Event]:
     return [event for event in events if str(event.get("load")) not in undone]
 
 
-def read_decisions(path: Path | None) -> list[Event]:
+def read_decisions(path: str | Path) -> list[Event]:
     """The events in effect, without those of what was shown."""
     return in_effect(event for event in read_events(path, skip='"shown": {') if "shown" not in event)
 
@@ -104,3 +106,25 @@ def discarded(decisions: Iterable[Event]) -> set[str]:
         elif "kept" in event:
             mains.discard(event["main"])
     return mains
+
+
+# --- second looks -----------------------------------------------------------------------------------------------------
+def verdicts(look: Event) -> dict[str, tuple[bool, bool]]:
+    """Image -> kept in the record, kept in the second look; without the main image, for images judged in both."""
+    record, second = look["record"], look["second_look"]
+    both = ({*record["pos"], *record["neg"]} & {*second["kept"], *second["deleted"]}) - {look["main"]}
+    return {id_: (id_ in record["pos"], id_ in second["kept"]) for id_ in sorted(both)}
+
+
+def kappa(verdicts: Sequence[tuple[bool, bool]]) -> float | None:
+    """Cohen's kappa: agreement beyond chance, 1 at best; None if chance alone makes them agree, as without verdicts.
+
+    Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
+    """
+    if not verdicts:
+        return None
+    n = len(verdicts)
+    first, second = (sum(kept) / n for kept in zip(*verdicts))
+    observed = sum(before == after for before, after in verdicts) / n
+    expected = first * second + (1 - first) * (1 - second)
+    return None if expected == 1 else round((observed - expected) / (1 - expected), 6)

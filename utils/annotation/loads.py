@@ -44,7 +44,7 @@ class Load:
         return self.loaded + self.replaced
 
 
-def plan(path: Path, history_path: Path | None, reviews: Sequence[Review], replace: bool, skip: bool) -> Load:
+def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool, skip: bool) -> Load:
     """Decide about each directory, root by root, in index order. skip: leave out untouched directories."""
     items, decisions = read_items(path), history.read_decisions(history_path)
     last = _last_load(decisions, path.name)
@@ -114,7 +114,7 @@ def _compare(load: Load, folder: ReviewedDir, index: int, replace: bool, skip: b
         load.second_looks.append(folder)
 
 
-def save(path: Path, history_path: Path | None, load: Load) -> None:
+def save(path: Path, history_path: str, load: Load) -> None:
     """Append the load to the history, then replace the annotated data; nothing if nothing is new."""
     base = {"time": history.now(), "load": secrets.token_hex(6), "records": path.name}
     events = [*_undoing(load.interrupted), *({**event, **base} for event in _events(load))]
@@ -133,10 +133,15 @@ def _events(load: Load) -> Iterator[Event]:
             yield {**_subject(folder), "discarded": True}
     noted = [(event["root"], event["main"], event["second_look"]) for event in load.decisions if "second_look" in event]
     for folder in load.second_looks:
-        look = {"kept": folder.kept, "deleted": folder.deleted}
-        if folder.main in load.root_of and (folder.review.name, folder.main, look) not in noted:
-            record = {"pos": folder.before["pos"], "neg": folder.before["neg"]}
-            yield {**_subject(folder), "second_look": look, "record": record}
+        event = second_look(folder)
+        if folder.main in load.root_of and (event["root"], event["main"], event["second_look"]) not in noted:
+            yield event
+
+
+def second_look(folder: ReviewedDir) -> Event:
+    look = {"kept": folder.kept, "deleted": folder.deleted}
+    record = {"pos": folder.before["pos"], "neg": folder.before["neg"]}
+    return {**_subject(folder), "second_look": look, "record": record}
 
 
 def _subject(folder: ReviewedDir) -> Event:
@@ -156,7 +161,7 @@ class Undone:
     n_edited: int = 0  # records that are not as the load left them, and stay
 
 
-def undo(path: Path, history_path: Path | None) -> Undone:
+def undo(path: Path, history_path: str) -> Undone:
     """Take back the last load, as the history tells it; else put back .bak. Raises UserError if there is neither."""
     items = read_items(path)
     events = _last_load(history.read_decisions(history_path), path.name)

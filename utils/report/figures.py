@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from utils.annotation.history import Event
+from utils.annotation.history import Event, kappa, verdicts
 from utils.annotation.judgments import Judged, contradictions
 from utils.annotation.records import Record
 from utils.errors import UserError
 from utils.report import statistics
-from utils.report.reviews import Decision, Reviews, count_reviews, dir_name, verdicts
+from utils.report.reviews import Decision, Reviews, count_reviews, dir_name
 
 N_BINS = 40
 NEAREST, INFORMATIVE, POOLED = "nearest", "informative", "pooled"  # how the images of a directory were picked
@@ -156,7 +156,7 @@ def agreement(looks: Sequence[Event]) -> Figures:
         "directories": len(judged),
         "images": int(n_images.sum()),
         "equal": statistics.ratios(equal.reshape(-1, 1), n_images.reshape(-1, 1))[0],
-        "kappa": kappa(np.array([verdict for _, both in judged for verdict in both.values()], bool).reshape(-1, 2)),
+        "kappa": kappa([verdict for _, both in judged for verdict in both.values()]),
         "disagreements": [
             {"main": look["main"], "dir": dir_name(look["main"], look), "image": id_, "kept_first": first}
             for look, both in judged
@@ -164,10 +164,3 @@ def agreement(looks: Sequence[Event]) -> Figures:
             if first != second
         ],
     }
-
-
-def kappa(kept: np.ndarray) -> float | None:
-    """Agreement beyond chance of two reviewers' verdicts (N, 2); None if chance alone makes them agree."""
-    shares = kept.mean(0) if len(kept) else np.ones(2)
-    expected = float(shares.prod() + (1 - shares).prod())
-    return None if expected == 1 else round((float(np.mean(kept[:, 0] == kept[:, 1])) - expected) / (1 - expected), 6)

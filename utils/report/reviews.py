@@ -86,10 +86,3 @@ def dir_name(main: str, event: Mapping[str, Any]) -> str:
     """The directory as a reviewer finds it, "root/18_id"; "*" stands for what the history does not say."""
     root = re.split(r"[/\\]", str(event.get("root") or "").rstrip("/\\"))[-1]
     return "/".join(filter(None, (root, str(event.get("dir") or f"*_{main}"))))
-
-
-def verdicts(look: Event) -> dict[str, tuple[bool, bool]]:
-    """Image -> kept in the record, kept in the second look; without the main image, for images judged in both."""
-    record, second = look["record"], look["second_look"]
-    both = ({*record["pos"], *record["neg"]} & {*second["kept"], *second["deleted"]}) - {look["main"]}
-    return {id_: (id_ in record["pos"], id_ in second["kept"]) for id_ in sorted(both)}
