@@ -7,8 +7,8 @@ Discarded:   {"root", "main", "dir", "discarded": true, "time"}
 Second look: {"root", "main", "dir", "second_look": {"kept", "deleted"}, "record": {"pos", "neg"}, "time"}
 Undone:      {"root": null, "main", "undone": true, "time"}, when its load was undone
 Events of one load share "load", an id, and "records", the name of the annotated data; undone events repeat both.
-`time` is UTC, ISO 8601. The annotated data do not depend on the history; without one (path "") only the last load can be
-undone.
+`time` is UTC, ISO 8601. The annotated data do not depend on the history. Without one (path ""), only the last load can
+be undone.
 """
 
 from __future__ import annotations
