@@ -4,9 +4,9 @@
 
 The simulator follows every file from where it was made to where it ends, and never reads an id from a name. Histories
 in which a person could not tell either what a name means are not played: a shared image without its rank, an edited
-image without its id that leaves its directory. A decision is wrong if records or discards differ from the model, and
-silent if standard output does not count it: unknown and misplaced images, directories that are not recorded, folders
-that may not be deleted.
+image without its id that leaves its directory, a part of an image with a short name in a directory that lost its id.
+A decision is wrong if records or discards differ from the model, and silent if standard output does not count it:
+unknown and misplaced images, directories that are not recorded, folders that may not be deleted.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ class File:
     def is_legible(self) -> bool:
         """Whether its id can be found: in the name, or by the bytes."""
         return self.named != NONE or self.content == WHOLE
+
+    @property
+    def is_short(self) -> bool:
+        """Whether Windows' short name of it means something in its directory only."""
+        return "~" in self.name and self.name.endswith(".JPG")
 
     @property
     def is_kept(self) -> bool:
@@ -305,8 +310,8 @@ class Reviewer:
     def move_file(self, file: File, target: Folder) -> None:
         has_rank = file.named != NONE and file.name.partition("_")[0].isdecimal()
         is_ambiguous = not has_rank and self.is_shared(file.id)
-        is_short = "~" in file.name and file.name.endswith(".JPG")  # that name means something in its directory only
-        if target is not file.folder and not (target.path / file.name).exists() and not is_ambiguous and not is_short:
+        is_unclear = is_ambiguous or file.is_short
+        if target is not file.folder and not (target.path / file.name).exists() and not is_unclear:
             file.path.rename(target.path / file.name)
             file.folder = target
 
@@ -386,7 +391,7 @@ class Reviewer:
     def lose_id(self) -> None:
         if (folder := self.a_folder()) and folder.main:
             inside = [file for file in self.files if file.folder.group == folder.main and file.folder.within(folder)]
-            if all(file.is_legible for file in inside):
+            if all(file.is_legible and (file.content == WHOLE or not file.is_short) for file in inside):
                 folder.main = "" if self.move(folder, f"cats {self.new_id()[:5]}", folder.parent) else folder.main
 
     def nest(self) -> None:
