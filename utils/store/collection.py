@@ -56,23 +56,16 @@ def open_collection(place: Place, name: str) -> chromadb.Collection:
 def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
     """open_collection for a block, in which no embed.py writes to the folder; a server locks by itself.
 
-    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions. A torn collection is told, and
-    the next embed.py looks at all of it.
+    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions.
     """
     _check_path(place)
     with contextlib.ExitStack() as stack:
         if isinstance(place, Path):
             stack.enter_context(hold(lock_path(place), f"the store {place}", WAIT_S))
         client = open_client(place)
-        try:
-            with _readable(name):
-                yield _find(client, place, name)
-        except UnreadableError:
-            if isinstance(place, Path):
-                seen_path(place, name).unlink(missing_ok=True)
-            raise
-        finally:
-            client.close()  # type: ignore[attr-defined]
+        stack.callback(client.close)  # type: ignore[attr-defined]
+        with _readable(place, name):
+            yield _find(client, place, name)
 
 
 def _check_path(place: Place) -> None:
@@ -83,7 +76,7 @@ def _check_path(place: Place) -> None:
 def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Collection:
     from chromadb.errors import NotFoundError
 
-    with _readable(name):
+    with _readable(place, name):
         try:
             collection = _get(client, name)
         except (NotFoundError, ValueError):
@@ -201,7 +194,7 @@ def read_metadata(collection: chromadb.Collection, ids: Sequence[str]) -> list[d
 
 def read_urls(collection: chromadb.Collection, ids: Sequence[str]) -> list[str]:
     """The urls of `ids`, in the order of `ids`; "" for a record without one, or a missing id."""
-    with _readable(collection.name):
+    with _readable(None, collection.name):
         found = _metadata_of(collection, ids)
     return [url if isinstance(url := found.get(id_, {}).get("url"), str) else "" for id_ in ids]
 
@@ -215,13 +208,15 @@ def _metadata_of(collection: chromadb.Collection, ids: Sequence[str]) -> dict[st
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turn what a torn index raises, panics of Chroma's Rust side included, into one line."""
+def _readable(place: Place | None, name: str) -> Iterator[None]:
+    """Turn what a torn index raises, panics of Chroma's Rust side included, into one line, and let embed.py look."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ not in ("InternalError", "PanicException"):
             raise
+        if isinstance(place, Path):
+            seen_path(place, name).unlink(missing_ok=True)
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UnreadableError(
             f"collection {name} cannot be read ({reason}); python embed.py repairs it, python ann_train.py --apply a "

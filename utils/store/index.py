@@ -87,10 +87,9 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
             if isinstance(place, Path):  # an orphan of a killed run may still write
                 stack.enter_context(hold(place / ".index.lock", f"the index in {place}", wait_s=60))
             return task(place, *args)
+    except (UserError, DamagedError):
+        raise
     except BaseException as error:  # Chroma's PanicException is no Exception
-        is_torn = isinstance(error, collections.UnreadableError)
-        if isinstance(error, UserError | DamagedError) and not is_torn:
-            raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise TornError(first_line) from None
 
