@@ -36,8 +36,7 @@ from utils.log import LOG, bar, start_log
 from utils.store import collection
 from utils.store.model import describe, same_model
 from utils.store.server import Place, choose
-from utils.training.projection import project
-from utils.training.saved import projection_of
+from utils.training.projection import project, projection_of
 from utils.web.download import DownloadLimits
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 import config
 from utils import cli
 from utils.annotation import neighbors
-from utils.annotation.records import read_records
+from utils.annotation.records import read_annotated
 from utils.errors import UserError
 from utils.export import formats
 from utils.export.groups import ExportData, LeftOut, empty_reason, pairs, rank_queries, select_groups
@@ -67,9 +67,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def read_data(args: argparse.Namespace) -> ExportData:
-    records = read_records(Path(args.annotated_data_path))
-    if not records:
-        raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
+    records = read_annotated(Path(args.annotated_data_path))
     judged = {id_ for record in records for id_ in (*record["pos"], *record["neg"])}
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with collection.reading(place, args.collection_name) as images:
@@ -83,7 +81,7 @@ def read_data(args: argparse.Namespace) -> ExportData:
     settings = args.ann_export_near_duplicate, args.ann_export_split, args.ann_export_seed
     split_of, n_clusters = split_items(records, row_of, vectors, *settings)
     value_of = {id_: value for id_, value in zip(present, values) if value}
-    return ExportData(records, ids, vectors, value_of, split_of, n_clusters)
+    return ExportData(records, ids, row_of, vectors, value_of, split_of, n_clusters)
 
 
 def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Sequence[str]:

@@ -18,8 +18,7 @@ import config
 from utils import cli
 from utils.annotation import history, neighbors
 from utils.annotation.judgments import rank
-from utils.annotation.records import Record, read_records
-from utils.errors import UserError
+from utils.annotation.records import Record, read_annotated
 from utils.files import replacing, write_json
 from utils.images.cache import ImageCache
 from utils.images.copies import make_thumbnails, remove_other_thumbnails
@@ -31,7 +30,7 @@ from utils.report.figures import Figures, ReportData, compare, measure
 from utils.report.reviews import Reviews, read_reviews
 from utils.store import collection
 from utils.store.server import choose
-from utils.training.saved import projection_of
+from utils.training.projection import projection_of
 from utils.web.urls import find_files, scheme_of
 
 MEASURES = {  # key of the figures -> words
@@ -54,9 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_report", args.logs_dir_path)
-    records = read_records(Path(args.annotated_data_path))
-    if not records:
-        raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
+    records = read_annotated(Path(args.annotated_data_path))
     reviews = read_reviews(history.read_events(args.ann_history_path))
     data = read_data(records, reviews, args, args.collection_name)
     figures = measure(data, reviews)

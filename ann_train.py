@@ -21,7 +21,7 @@ import numpy as np
 import config
 from utils import cli
 from utils.annotation.neighbors import normalize
-from utils.annotation.records import read_records
+from utils.annotation.records import read_annotated
 from utils.errors import UserError
 from utils.lock import hold
 from utils.log import bar, start_log
@@ -29,9 +29,8 @@ from utils.processes import Child
 from utils.store import collection, index
 from utils.store.model import describe, same_model
 from utils.store.server import Place, choose
-from utils.training import evaluation, projection
-from utils.training.projection import Group
-from utils.training.saved import Projection, read_projection, write_projection
+from utils.training import evaluation
+from utils.training.projection import Group, Projection, leading, project, read_projection, write_projection
 
 SEED = 0
 BLAS_THREADS = "OMP_NUM_THREADS"  # read by numpy's BLAS once, when it is loaded
@@ -90,21 +89,17 @@ def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, lis
 
     Images that left the collection are skipped, and so are groups whose main image left it.
     """
-    records = read_records(Path(args.annotated_data_path))
-    if not records:
-        raise UserError(f"nothing is annotated in {args.annotated_data_path}; run python ann_dirload.py first")
+    records = read_annotated(Path(args.annotated_data_path))
     with collection.reading(place, args.collection_name) as images:
         ids = collection.read_ids(images)
         load_vectors = collection.spool_vectors(images, ids)
     row_of = {id_: row for row, id_ in enumerate(ids)}
     there = [record for record in records if record["pos"][0] in row_of]
-    groups = [
-        (
-            [row_of[id_] for id_ in record["pos"] if id_ in row_of],
-            [row_of[id_] for id_ in record["neg"] if id_ in row_of],
-        )
-        for record in there
-    ]
+
+    def rows(ids: list[str]) -> list[int]:
+        return [row_of[id_] for id_ in ids if id_ in row_of]
+
+    groups = [(rows(record["pos"]), rows(record["neg"])) for record in there]
     return normalize(load_vectors()), groups, [record["pos"][0] for record in there]
 
 
@@ -118,7 +113,7 @@ def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dic
     local = [
         (np.searchsorted(used, kept).tolist(), np.searchsorted(used, deleted).tolist()) for kept, deleted in groups
     ]
-    judged, basis = vectors[used], projection.leading(vectors)
+    judged, basis = vectors[used], leading(vectors)
     with one_blas_thread():
         gain, recipe, matrix = Child().call(evaluation.train, judged, local, basis, SEED)
     if not gain.is_enough:
@@ -143,7 +138,7 @@ def one_blas_thread() -> Iterator[None]:
 def write(place: Place, learned: Projection, args: argparse.Namespace) -> int:
     """Write collection and file; each is the old one until the new one is whole. Returns the number of images."""
     name, path = args.ann_trained_collection_name, Path(args.ann_projection_path)
-    transform = functools.partial(projection.project, matrix=learned.matrix)
+    transform = functools.partial(project, matrix=learned.matrix)
     facts = {**learned.model, collection.DERIVED: learned.digest}
     with contextlib.ExitStack() as stack:
         if isinstance(place, Path):

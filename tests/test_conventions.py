@@ -35,7 +35,7 @@ ROOMS = {
     "embedding": {"items", "web", "images", "store"},
     "annotation": {"items", "web", "images", "store"},
     "export": {"annotation", "images", "store"},
-    "training": {"store"},
+    "training": {"annotation", "store"},
     "report": {"annotation", "images", "store"},
 }
 MAX_FILES = 10  # modules of a room, and of the hall

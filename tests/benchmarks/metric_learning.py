@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.training.projection import Group, leading, normalize
+from utils.annotation.neighbors import normalize
+from utils.training.projection import Group, leading
 
 N_STEPS, BATCH_GROUPS, LEARNING_RATE = 120, 32, 3e-3
 MARGIN = 0.6  # cosine below which a negative is far enough

@@ -20,8 +20,7 @@ import numpy as np
 
 from tests.support.annotation_data import id_of, make_collection, random_vectors
 from utils.store import collection
-from utils.training.projection import project
-from utils.training.saved import Projection, write_projection
+from utils.training.projection import Projection, project, write_projection
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N, DIM = 3_000, 16

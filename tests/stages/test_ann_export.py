@@ -77,10 +77,9 @@ def annotations(draw):
 
 def make_data(drawn):
     records, there, vectors, seed = drawn
-    split_of, n_clusters = split_items(
-        records, {id_: row for row, id_ in enumerate(there)}, vectors, 0.98, SHARES, seed
-    )
-    return ExportData(records, there, vectors, {id_: id_ for id_ in there}, split_of, n_clusters)
+    row_of = {id_: row for row, id_ in enumerate(there)}
+    split_of, n_clusters = split_items(records, row_of, vectors, 0.98, SHARES, seed)
+    return ExportData(records, there, row_of, vectors, {id_: id_ for id_ in there}, split_of, n_clusters)
 
 
 @settings(deadline=None)
@@ -111,8 +110,8 @@ def test_no_split_leaks(drawn):
     homes: dict[str, set[str]] = {}
     for pair in pairs(data):
         if pair.split:
-            homes.setdefault(pair.main, set()).add(pair.split)
-            homes.setdefault(pair.item, set()).add(pair.split)
+            homes.setdefault(pair.id_a, set()).add(pair.split)
+            homes.setdefault(pair.id_b, set()).add(pair.split)
     for split, groups in select_groups(data, needs_both=False)[0].items():
         for group in groups:
             for id_ in [group.query, *group.positives, *group.negatives]:

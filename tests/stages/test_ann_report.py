@@ -20,7 +20,7 @@ from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, image_by
 from utils.annotation.judgments import Chain, Judged, contradictions
 from utils.errors import UserError
 from utils.report import statistics
-from utils.training.saved import Projection, write_projection
+from utils.training.projection import Projection, write_projection
 
 N_GROUPS, SIZE = 40, 5
 REPORT = Path("data/report")

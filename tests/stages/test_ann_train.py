@@ -19,8 +19,7 @@ from tests.support.annotation_data import fill_cache, id_of, make_collection, re
 from tests.support.chroma_server import ChromaServer
 from utils.errors import UserError
 from utils.store import collection, index
-from utils.training.projection import project
-from utils.training.saved import read_projection
+from utils.training.projection import project, read_projection
 
 N, N_CLASSES, DIM = 320, 8, 16
 N_GROUPS, N_SHOWN = 40, 12

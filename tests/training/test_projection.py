@@ -7,11 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from utils.annotation.neighbors import normalize
 from utils.errors import UserError
 from utils.store.collection import DERIVED
 from utils.training.evaluation import Gain, cross_validate, precision, refuse_groups
-from utils.training.projection import N_DIMS, RECIPES, REST, Group, Recipe, leading, learn, normalize, project
-from utils.training.saved import Projection, projection_of, read_projection, write_projection
+from utils.training.projection import (
+    N_DIMS,
+    RECIPES,
+    REST,
+    Group,
+    Projection,
+    Recipe,
+    leading,
+    learn,
+    project,
+    projection_of,
+    read_projection,
+    write_projection,
+)
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -30,7 +43,7 @@ def hidden_classes(dimension: int = 12, n: int = 240) -> tuple[np.ndarray, list[
         shown = [row for row in rng.permutation(n)[:20].tolist() if row != main]
         kept = [row for row in shown if labels[row] == labels[main]]
         groups.append(([main, *kept], [row for row in shown if row not in kept]))
-    return normalize(vectors), groups
+    return normalize(vectors.astype(np.float32)), groups
 
 
 def mean_precision(vectors: np.ndarray, groups: list[Group]) -> float:

@@ -32,6 +32,14 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def read_annotated(path: Path) -> list[Record]:
+    """read_records() for a stage that needs some. Raises UserError if there are none."""
+    records = read_records(path)
+    if not records:
+        raise UserError(f"nothing is annotated in {path}; run python ann_dirload.py first")
+    return records
+
+
 def read_items(path: Path) -> list[Any]:
     """All items in `path`, in UTF-8 or UTF-16; [] without a file. Raises UserError if it is no JSON list."""
     try:

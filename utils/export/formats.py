@@ -30,7 +30,6 @@ RUN_EXTENSION = "run"
 RUN_NAME = "collection"  # last column of a run file: the system that ranked
 # Ends of the paths and URLs that sentence-transformers 6 opens as images; it embeds any other string as text.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
-PAIR_COLUMNS = ["id_a", "id_b", "label", "similarity", "rank", "split", "group"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,12 @@ class ExportGroup:
 
 
 class Pair(NamedTuple):
-    """A row of `pairs`, in the order of PAIR_COLUMNS."""
+    """A row of `pairs`; its fields are the columns."""
 
-    main: str
-    item: str
+    id_a: str  # the main image
+    id_b: str
     label: int
-    similarity: float | None  # None: no longer in the collection
+    similarity: str  # six decimals; "" if one is no longer in the collection
     rank: int | None  # 1 = the most similar of the images judged in this group
     split: str  # "": main image and item lie in different splits
     group: int  # index of the record
@@ -79,10 +78,8 @@ def write_flagembedding(file: IO[str], groups: Sequence[ExportGroup]) -> int:
 
 
 def write_reranking(file: IO[str], groups: Sequence[ExportGroup]) -> int:
-    lines = (
-        json.dumps({"query": group.query, "positive": group.positives, "negative": group.negatives}) for group in groups
-    )
-    file.write("[" + ",".join("\n  " + line for line in lines) + "\n]\n")
+    samples = ({"query": group.query, "positive": group.positives, "negative": group.negatives} for group in groups)
+    file.write("[" + ",".join("\n  " + json.dumps(sample) for sample in samples) + "\n]\n")
     return len(groups)
 
 
@@ -104,11 +101,10 @@ def write_run(file: IO[str], rankings: Iterable[tuple[str, Iterable[tuple[str, f
 
 def write_pairs(file: IO[str], pairs: Iterable[Pair]) -> int:
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(PAIR_COLUMNS)
+    rows.writerow(Pair._fields)
     n = 0
     for pair in pairs:
-        similarity = "" if pair.similarity is None else f"{pair.similarity:.6f}"
-        rows.writerow(pair._replace(similarity=similarity))  # type: ignore[arg-type]
+        rows.writerow(pair)
         n += 1
     return n
 

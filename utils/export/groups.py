@@ -23,14 +23,11 @@ class ExportData:
 
     records: Sequence[Record]
     ids: Sequence[str]  # rows of `vectors`, sorted: the judged images, or all images for a run
+    row_of: Mapping[str, int]
     vectors: np.ndarray  # (N, D) float32 of unit length
     value_of: Mapping[str, str]  # id -> id, path or URL to write; without images that have none
     split_of: Mapping[str, str]  # every id in the records
     n_clusters: int  # of groups, joined by shared positives or near duplicates
-    row_of: Mapping[str, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.row_of = {id_: row for row, id_ in enumerate(self.ids)}
 
 
 @dataclass
@@ -48,43 +45,34 @@ def select_groups(data: ExportData, needs_both: bool) -> tuple[dict[str, list[Ex
     groups: dict[str, list[ExportGroup]] = {}
     left_out = LeftOut()
     for record in data.records:
-        main = record["pos"][0]
-        group = _to_group(record, data, left_out)
-        if reason := _reason(record, group, data, needs_both):
-            left_out.groups.setdefault(reason, []).append(main)
-        else:
+        main, group = record["pos"][0], _to_group(record, data, needs_both, left_out)
+        if isinstance(group, ExportGroup):
             groups.setdefault(data.split_of[main], []).append(group)
+        else:
+            left_out.groups.setdefault(group, []).append(main)
     return groups, left_out
 
 
-def _to_group(record: Record, data: ExportData, left_out: LeftOut) -> ExportGroup:
-    """The record with values for ids, without what is to be left out, which is counted."""
-    main, value_of = record["pos"][0], data.value_of
+def _to_group(record: Record, data: ExportData, needs_both: bool, left_out: LeftOut) -> ExportGroup | str:
+    """The record with values for ids, or why it cannot be written. Ids that are left out are counted."""
+    main, value_of, split_of = record["pos"][0], data.value_of, data.split_of
     listed = [id_ for id_ in (*record["pos"], *record["neg"]) if id_ in data.row_of]
     left_out.valueless.update(id_ for id_ in listed if id_ not in value_of)
     if main not in value_of:
-        return ExportGroup("", [], [])
+        return "the main image is left out"
     positives = [id_ for id_ in dict.fromkeys(record["pos"]) if id_ in value_of and id_ != main]
     negatives = [id_ for id_ in dict.fromkeys(record["neg"]) if id_ in value_of]
     clear = [id_ for id_ in negatives if id_ not in record["pos"]]
-    here = [id_ for id_ in clear if data.split_of[id_] == data.split_of[main]]
+    here = [id_ for id_ in clear if split_of[id_] == split_of[main]]
     left_out.contradictory += len(negatives) - len(clear)
     left_out.other_split += len(clear) - len(here)
-    return ExportGroup(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
-
-
-def _reason(record: Record, group: ExportGroup, data: ExportData, needs_both: bool) -> str:
-    """Why a group cannot be written; "" if it can."""
-    if not group.query:
-        return "the main image is left out"
-    if not group.positives:
+    if not positives:
         return "no positive can be written" if len(set(record["pos"])) > 1 else "only the main image was kept"
-    if group.negatives or not needs_both:
-        return ""
-    if not record["neg"]:
+    if needs_both and not record["neg"]:
         return "nothing was deleted"
-    usable = [id_ for id_ in record["neg"] if id_ in data.value_of and id_ not in record["pos"]]
-    return "all negatives lie in other splits" if usable else "no negative can be written"
+    if needs_both and not here:
+        return "all negatives lie in other splits" if clear else "no negative can be written"
+    return ExportGroup(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
 
 
 def empty_reason(split: str, share: float, data: ExportData) -> str:
@@ -108,10 +96,10 @@ def pairs(data: ExportData) -> Iterator[Pair]:
         main, items = record["pos"][0], [*record["pos"][1:], *record["neg"]]
         found = similarities(record, data.row_of, data.vectors)
         ranks = {id_: rank for rank, id_ in enumerate(found, 1)}
-        split = data.split_of[main]
-        for i, id_ in enumerate(items):
-            label, is_here = int(i < len(record["pos"]) - 1), data.split_of[id_] == split
-            yield Pair(main, id_, label, found.get(id_), ranks.get(id_), split if is_here else "", number)
+        for i, id_ in enumerate(items, 1):
+            similarity = f"{found[id_]:.6f}" if id_ in found else ""
+            split = data.split_of[id_] if data.split_of[id_] == data.split_of[main] else ""
+            yield Pair(main, id_, int(i < len(record["pos"])), similarity, ranks.get(id_), split, number)
 
 
 def rank_queries(

@@ -43,7 +43,8 @@ def split_items(
 ) -> tuple[dict[str, str], int]:
     """id -> split, for every id in `records`, and the number of clusters of groups.
 
-    vectors: (N, D) float32 of unit length, rows by `row_of`. An id without a row can be joined by positives only.
+    vectors: (N, D) float32 of unit length, rows by `row_of`, in the order of ids. An id without a row can be joined by
+    positives only.
     A group lies in the split of its main image. Clusters are assigned whole, the largest first, each to the split that
     is furthest below its share. A cluster without groups goes to the split whose groups have most of its images as
     negatives: few negatives are lost.
@@ -55,7 +56,7 @@ def split_items(
         for id_ in record["pos"][1:]:
             clusters.join(position[record["pos"][0]], position[id_])
     known = [i for i, id_ in enumerate(ids) if id_ in row_of]
-    if len(known) < len(vectors) or any(row_of[ids[i]] != row for row, i in enumerate(known)):
+    if len(known) < len(vectors):
         vectors = vectors[[row_of[ids[i]] for i in known]]
     _join_near_duplicates(clusters, np.array(known, dtype=np.intp), vectors, near_duplicate)
     label_of = dict(zip(ids, clusters.labels().tolist()))

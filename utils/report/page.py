@@ -21,11 +21,10 @@ NEAR_GROUPS = 100  # the first of these load without the page's script, which lo
 # 20,000 images of `loading="lazy"` takes seconds more to open
 MAX_CONFLICTS = 50  # contradictions of a kind with pictures; report.json has all
 MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
-JUDGMENTS: dict[
-    int, tuple[tuple[str, str, Literal["pos", "neg"]], ...]
-] = {  # of a pair, and of a chain, by their images
-    2: (("a", "b", "pos"), ("a", "b", "neg")),
-    3: (("a", "b", "pos"), ("b", "c", "pos"), ("a", "c", "neg")),
+Judgment = tuple[str, str, Literal["pos", "neg"]]
+JUDGMENTS: dict[int, list[Judgment]] = {  # number of images -> what was judged of a pair, and of a chain
+    2: [("a", "b", "pos"), ("a", "b", "neg")],
+    3: [("a", "b", "pos"), ("b", "c", "pos"), ("a", "c", "neg")],
 }
 BUFFERED = 1_000  # parts of the page rendered between two writes
 N_Y_TICKS, MAX_X_TICKS = 5, 20

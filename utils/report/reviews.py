@@ -36,7 +36,7 @@ class Reviews:
     def origin(self, record: Record) -> Decision:
         """The load that made a record, and how its directory had been shown; {} for what the history does not say."""
         main = record["pos"][0]
-        loads = [one for one in self.decisions.get(main, []) if is_load(one.outcome)]
+        loads = [one for one in self.decisions.get(main, []) if "kept" in one.outcome]
         made = [one for one in loads if set(one.outcome["kept"]) == set(record["pos"])]
         return (made or loads or [Decision({}, self.shown_in(main, None))])[-1]
 
@@ -50,20 +50,11 @@ def read_reviews(events: Iterable[Event]) -> Reviews:
             reviews.shown.setdefault(main, {})[root] = event
         elif event.get("undone"):
             del reviews.decisions.get(main, [])[-1:]
-        elif is_second_look(event):
+        elif "second_look" in event:
             reviews.second_looks[root, main] = event
-        elif event.get("discarded") or is_load(event):
+        elif event.get("discarded") or "kept" in event:
             reviews.decisions.setdefault(main, []).append(Decision(event, reviews.shown_in(main, root)))
     return reviews
-
-
-def is_load(event: Event) -> bool:
-    return isinstance(event.get("kept"), list) and isinstance(event.get("deleted"), list)
-
-
-def is_second_look(event: Event) -> bool:
-    look, record = event.get("second_look"), event.get("record")
-    return isinstance(look, dict) and is_load(look) and isinstance(record, dict) and {"pos", "neg"} <= set(record)
 
 
 def count_reviews(reviews: Reviews) -> dict[str, dict[str, dict[str, int]]]:
