@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -28,17 +29,11 @@ def check_utf8(text: str) -> str:
 def find_delimiter(line: str, url_field: str) -> str:
     """The delimiter of a table whose first line names a column `url_field`; "" for a line of another kind."""
     for delimiter in NAMES:
-        names = _split(line, delimiter)
-        if url_field in names and (len(names) > 1 or delimiter == "\0"):
-            return delimiter
+        with contextlib.suppress(csv.Error):
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+            if url_field in names and (len(names) > 1 or delimiter == "\0"):
+                return delimiter
     return ""
-
-
-def _split(line: str, delimiter: str) -> list[str]:
-    try:
-        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error:
-        return []
 
 
 def read_table(file: TextIO, delimiter: str, url_field: str) -> Iterator[dict[str, Any] | ImageError]:

@@ -34,14 +34,13 @@ from urllib3.util.ssl_ import create_urllib3_context
 from utils.errors import ImageError, UserError
 
 USER_AGENT = f"retrieval_ann (image-similarity annotation) python-urllib3/{urllib3.__version__}"
-_PRIVATE = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 127.0.0.0/8 ::1/128 fc00::/7 fec0::/10"
-# Cloud metadata services outside the link-local range, and special-purpose networks that Python calls global.
-# Source: IANA special-purpose address registries.
-_FORBIDDEN = "100.100.100.200/32 fd00:ec2::254/128 192.0.0.0/24 192.88.99.0/24 2001::/23"
+# Forbidden: cloud metadata services outside the link-local range, and special-purpose networks that Python calls
+# global. Source: IANA special-purpose address registries.
 _NETWORKS = {
-    name: [ipaddress.ip_network(network) for network in networks.split()]
-    for name, networks in (("forbidden", _FORBIDDEN), ("private", _PRIVATE))
+    "forbidden": "100.100.100.200/32 fd00:ec2::254/128 192.0.0.0/24 192.88.99.0/24 2001::/23",
+    "private": "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 127.0.0.0/8 ::1/128 fc00::/7 fec0::/10",
 }
+_SCOPES = [(ipaddress.ip_network(network), name) for name, all_ in _NETWORKS.items() for network in all_.split()]
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IANA has given out
 _MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # of one response
@@ -63,8 +62,8 @@ def scope(address: str) -> str:
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
         if inner := ip.ipv4_mapped or ip.sixtofour or nat64:
             return scope(str(inner))
-    for name, networks in _NETWORKS.items():
-        if any(ip in network for network in networks):
+    for network, name in _SCOPES:
+        if ip in network:
             return name
     public = ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_link_local or ip.is_unspecified)
     return "public" if public and (ip.version == 4 or ip in _GLOBAL_V6) else "forbidden"
@@ -267,7 +266,7 @@ class _Response(HTTPResponse):
 def _read_headers(file: Any) -> HTTPMessage:
     """Headers up to the empty line, decoded as latin-1. A line without colon, or with a name that is no token, is
     dropped. Raises HTTPException if they are too many."""
-    fields: list[list[str]] = []
+    fields: list[str] = []
     size = 0
     while (line := file.readline(_MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n", b""):
         size += len(line)
@@ -275,14 +274,14 @@ def _read_headers(file: Any) -> HTTPMessage:
             raise HTTPException(f"more than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them")
         text = line.decode("latin-1").rstrip("\r\n")
         if text[:1] in (" ", "\t") and fields:  # a continued line
-            fields[-1][1] += " " + text.strip()
+            fields[-1] += " " + text.strip()
         else:
-            name, _, value = text.partition(":")
-            fields.append([name.strip() if ":" in text else "", value.strip()])
+            fields.append(text)
     message = HTTPMessage()
-    for name, value in fields:
-        if _TOKEN.fullmatch(name):
-            message[name] = value
+    for field in fields:
+        name, colon, value = field.partition(":")
+        if colon and _TOKEN.fullmatch(name.strip()):
+            message[name.strip()] = value.strip()
     return message
 
 
