@@ -118,7 +118,7 @@ def check_local_addresses(work: Worklist) -> None:
 
 def refresh_metadata(work: Worklist, store: Store) -> None:
     """Replace stored metadata that differs from the list's in any field."""
-    stored = dict(store.journal.metadata())  # a later change of an id replaces an earlier one
+    stored = store.journal.metadata()
     changed = []
     for index, item in work.firsts():
         id_ = work.ids[index].tobytes()
@@ -138,7 +138,7 @@ def change_metadata(store: Store, changed: list[tuple[bytes, dict[str, Any]]]) -
 def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None:
     """Update the metadata of stored files that were moved; report files that changed, or have them embedded again."""
     note_named(Path(args.chromadb_path), work.source.path)
-    stored = dict(store.journal.metadata())
+    stored = store.journal.metadata()
     for id_ in store.journal.gone.tolist():  # deleted by people, and to stay so
         stored.pop(id_, None)
     moved, changed = [], list[tuple[int, str]]()

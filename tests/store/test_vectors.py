@@ -147,6 +147,17 @@ def test_a_flipped_bit_costs_what_it_hit_and_never_gives_a_wrong_vector(path, tm
     assert 0 < n_lost < 8 * len(positions), "mostly one record, now and then a page"
 
 
+def test_metadata_can_be_read_past_a_damaged_record(path: Path, caplog):
+    journal = Journal(path)
+    add(journal, 0, 1, 2)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[content.find(b"http://x/1")] ^= 1
+    path.write_bytes(content)
+    assert list(Journal(path).metadata()) == ids_of(0, 2).tolist()
+    assert from_ids(ids_of(1))[0] in caplog.text
+
+
 def test_unsynced_writes_that_are_lost_were_never_acknowledged(path: Path, tmp_path: Path):
     """SQLite itself syncs, out of Python's sight: what it asks the system for is read from a trace."""
     if not shutil.which("strace"):
@@ -227,7 +238,7 @@ def test_removal_and_changes_last(path: Path):
     again = Journal(path)
     assert again.ids.tolist() == ids_of(0, 3).tolist()
     assert (len(again.gone), len(again.removing), again.model) == (0, 0, {"model_name": "m"})
-    assert dict(again.metadata())[ids_of(0).tobytes()] == {"n": 10}
+    assert again.metadata()[ids_of(0).tobytes()] == {"n": 10}
     assert again.changed.tolist() == ids_of(0).tolist()
     assert again.rows["seq"].tolist() == [1, 4], "a place that the index knows is not used again"
 

@@ -18,7 +18,7 @@ from utils.store import index
 from utils.store.migration import migrate
 from utils.store.model import describe, same_model
 from utils.store.server import Place, Server
-from utils.store.vectors import ROW, UNKNOWN, DamagedError, Journal
+from utils.store.vectors import ROW, UNKNOWN, Journal
 
 INDEX_EVERY = 5_000  # records: the index follows the journal when this many, and a tenth of it, are new
 LOST = 100  # records: a server that lacks as many of the newest at once, or all of a journal's, has lost them
@@ -116,7 +116,7 @@ class Store:
 
     def compare(self) -> tuple[int, list[str]]:
         """Compare the vector of each record with the collection's: how many, and the ids that differ or are missing."""
-        compared, differing = self._repaired(lambda: self._compare(self._rows(), "verify"))
+        compared, differing = self.journal.repaired(lambda: self._compare(self._rows(), "verify"))
         return compared, from_ids(differing["id"])
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class Store:
     def _bring_up_to_date(self, what: str, is_rebuild: bool = False) -> None:
         """Bring the collection up to date; in a folder, one that cannot be written is made anew."""
         try:
-            self._repaired(lambda: self._write_missing(what))
+            self.journal.repaired(lambda: self._write_missing(what))
         except index.TornError as error:
             if is_rebuild or isinstance(self.place, Server):
                 raise UserError(
@@ -253,14 +253,6 @@ class Store:
                     f"{self.journal.n_records} vectors are safe in the journal"
                 ) from None
             LOG.info("the database is torn (%s); it was renamed to %s.torn", error, path / "chroma.sqlite3")
-
-    def _repaired(self, action: Callable[[], Any]) -> Any:
-        """The result of `action`; if the journal turns out damaged in it, it is repaired, and `action` tried again."""
-        try:
-            return action()
-        except DamagedError:
-            self.journal.repair()
-            return action()
 
     def _write_missing(self, what: str) -> None:
         """Index what is new; after a write that did not end well, compare all before, and write again what differs."""

@@ -19,7 +19,7 @@ import sqlite3
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,15 @@ class Journal:
                 database.execute("UPDATE records SET metadata = ?, checksum = ? WHERE seq = ?", values)
             self.note(changed=np.union1d(self.changed, ids))
 
-    def metadata(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """(id, metadata) of every record. Raises DamagedError."""
-        for ids, metadata, _ in read_records(self.path, self.rows):
-            yield from zip(ids.tolist(), metadata)
+    def metadata(self) -> dict[bytes, dict[str, Any]]:
+        """id -> metadata of every record; damaged ones are lost."""
+        return self.repaired(
+            lambda: {
+                id_: one
+                for ids, metadata, _ in read_records(self.path, self.rows)
+                for id_, one in zip(ids.tolist(), metadata)
+            }
+        )
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove the records `ids` (n,) V16."""
@@ -131,6 +136,14 @@ class Journal:
             self.note(**{name: np.setdiff1d(getattr(self, name), ids) for name in ("gone", "removing", "changed")})
         self._connect().execute("PRAGMA incremental_vacuum").fetchall()
         self._read()
+
+    def repaired(self, action: Callable[[], Any]) -> Any:
+        """The result of `action`; if records turn out damaged in it, the file is repaired, and `action` tried again."""
+        try:
+            return action()
+        except DamagedError:
+            self.repair()
+            return action()
 
     def repair(self) -> None:
         """Make the file anew from all that can be read of it; the log names the records that cannot."""
