@@ -17,7 +17,7 @@ import ann_dirrify
 import ann_report
 from tests.support import browser
 from tests.support.annotation_data import ANNOTATED, fill_cache, id_of, image_bytes, make_collection, random_vectors
-from utils.annotation.judgments import Chain, Judged, contradictions
+from utils.annotation.judgments import Chain, Item, Judged, contradictions
 from utils.errors import UserError
 from utils.report import statistics
 from utils.training.projection import Projection, write_projection
@@ -56,9 +56,8 @@ def annotate():
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 def judged(kept, similarities=None):
-    return Judged(
-        0, "m", [str(i) for i in range(len(kept))], similarities or [1 - i / 10 for i in range(len(kept))], kept
-    )
+    similarities = similarities or [1 - i / 10 for i in range(len(kept))]
+    return Judged(0, "m", [Item(str(i), *pair) for i, pair in enumerate(zip(similarities, kept))])
 
 
 def test_average_precision_and_ordered_share_by_hand():

@@ -11,14 +11,20 @@ from utils.annotation.neighbors import cosines
 from utils.annotation.records import Record
 
 
+class Item(NamedTuple):
+    """An image that was judged against a main image."""
+
+    id: str
+    similarity: float  # cosine
+    is_kept: bool
+
+
 class Judged(NamedTuple):
     """The items of one record, ranked by the collection: most similar to the main image first, ties by id."""
 
     number: int  # of the record
     main: str
-    items: list[str]  # neither the main image nor ids that are not in the collection
-    similarities: list[float]
-    kept: list[bool]
+    items: list[Item]  # neither the main image nor ids that are not in the collection
 
 
 class Chain(NamedTuple):
@@ -43,10 +49,9 @@ def rank(records: Sequence[Record], row_of: Mapping[str, int], vectors: np.ndarr
     """One entry per record, in record order. vectors: (N, D) float32 of unit length; row_of: id -> row."""
     result = []
     for number, record in enumerate(records):
-        found, kept = similarities(record, row_of, vectors), set(record["pos"])
-        items = [id_ for id_ in found if id_ != record["pos"][0]]
-        values = [found[id_] for id_ in items]
-        result.append(Judged(number, record["pos"][0], items, values, [id_ in kept for id_ in items]))
+        main, kept = record["pos"][0], set(record["pos"])
+        found = similarities(record, row_of, vectors).items()
+        result.append(Judged(number, main, [Item(id_, s, id_ in kept) for id_, s in found if id_ != main]))
     return result
 
 

@@ -28,7 +28,7 @@ PAIRS = "pairs"
 QRELS = "qrels"
 RUN_EXTENSION = "run"
 RUN_NAME = "collection"  # last column of a run file: the system that ranked
-# Ends of the paths and URLs that sentence-transformers 6 opens as images; it embeds any other string as text.
+# Paths and URLs with these endings are images to sentence-transformers 6; it embeds any other string as text.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 
 

@@ -38,7 +38,7 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
     groups = [group for group in data.judged if group.items]
     kinds = Counter(picked(data.origins[group.number].shown) for group in groups)
     nearest = [group for group in groups if picked(data.origins[group.number].shown) == NEAREST]
-    kept, deleted = similarities(groups, True), similarities(groups, False)
+    kept, deleted = statistics.similarities(groups, True), statistics.similarities(groups, False)
     keep_rate, precision = statistics.by_rank(nearest)
     pairs, chains = contradictions(data.records)
     low = min([*kept, *deleted], default=0.0)
@@ -64,7 +64,7 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
 
 
 def picked(shown: Event) -> str:
-    """How the images of a directory were picked. An event that says nothing is of a time that knew the nearest only."""
+    """How the images of a directory were picked. Events of earlier versions, which do not say, mean the nearest."""
     if shown.get("pick", NEAREST) != NEAREST:
         return INFORMATIVE
     return POOLED if len(pool_of(shown)) > 1 else NEAREST
@@ -93,28 +93,21 @@ def progress(data: ReportData) -> dict[str, int]:
     }
 
 
-def similarities(groups: Sequence[Judged], is_kept: bool) -> np.ndarray:
-    return np.array([s for group in groups for s, kept in zip(group.similarities, group.kept) if kept == is_kept])
-
-
 def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str] = ()) -> Figures:
     """Judge both models on the same items of the same groups: those in both collections, without informative picks.
 
     names: of the two collections. trained_on: main images of the groups that the rival learned from; these are left
     out, too, unless there are no others.
     """
-    unseen: list[tuple[Judged, Judged]] = []
-    seen: list[tuple[Judged, Judged]] = []
-    n_informative = 0
+    found: dict[str, list[tuple[Judged, Judged]]] = {"unseen": [], "trained_on": [], INFORMATIVE: []}
     for group, other in zip(data.judged, rival.judged):
-        both = set(group.items) & set(other.items)
-        group, other = only(group, both), only(other, both)
+        both = {item.id for item in group.items} & {item.id for item in other.items}
+        group, other = (one._replace(items=[item for item in one.items if item.id in both]) for one in (group, other))
         if statistics.is_two_sided(group):
-            if picked(data.origins[group.number].shown) == INFORMATIVE:
-                n_informative += 1
-            else:
-                (seen if group.main in trained_on else unseen).append((group, other))
-    pairs = unseen or seen
+            is_informative = picked(data.origins[group.number].shown) == INFORMATIVE
+            kind = INFORMATIVE if is_informative else "trained_on" if group.main in trained_on else "unseen"
+            found[kind].append((group, other))
+    pairs = found["unseen"] or found["trained_on"]
     if not pairs:
         raise UserError(
             f"no group of nearest images has a kept and a deleted one in collection {names[1]}; compare a collection "
@@ -125,8 +118,11 @@ def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained
         "model": rival.model,
         "groups": len(pairs),
         "pooled": sum(set(names) <= pool_of(data.origins[group.number].shown) for group, _ in pairs),
-        "left_out": {"informative": n_informative, "trained_on": len(seen) if unseen else 0},
-        "is_trained_on": not unseen,
+        "left_out": {
+            "informative": len(found[INFORMATIVE]),
+            "trained_on": len(found["trained_on"]) if found["unseen"] else 0,
+        },
+        "is_trained_on": not found["unseen"],
         "average_precision": paired(statistics.average_precision, pairs),
         "ordered_pairs": paired(statistics.ordered_share, pairs),
     }
@@ -136,15 +132,6 @@ def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Ju
     one, other = (np.array([measured(group) for group in side]) for side in zip(*pairs))
     values = {"this": one, "other": other, "other_minus_this": other - one}
     return {key: statistics.mean(value.tolist()) for key, value in values.items()}
-
-
-def only(group: Judged, ids: set[str]) -> Judged:
-    there = [i for i, id_ in enumerate(group.items) if id_ in ids]
-    return group._replace(
-        items=[group.items[i] for i in there],
-        similarities=[group.similarities[i] for i in there],
-        kept=[group.kept[i] for i in there],
-    )
 
 
 def agreement(looks: Sequence[Event]) -> Figures:

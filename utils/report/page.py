@@ -186,10 +186,10 @@ def captions(data: ReportData, number: int) -> Iterator[Shown]:
     """The images of a group: the main image, then by similarity, then what left the collection."""
     record, group = data.records[number], data.judged[number]
     yield record["pos"][0], "main", "main image"
-    for j, (id_, similarity, is_kept) in enumerate(zip(group.items, group.similarities, group.kept), 1):
+    for j, (id_, similarity, is_kept) in enumerate(group.items, 1):
         kind = "kept" if is_kept else "deleted"
         yield id_, kind, f"{j}: {kind}, {similarity:.3f}"
-    present = set(group.items)
+    present = {item.id for item in group.items}
     for kind, ids in (("kept", record["pos"][1:]), ("deleted", record["neg"])):
         yield from ((id_, kind, f"{kind}, no longer in the collection") for id_ in ids if id_ not in present)
 

@@ -14,7 +14,7 @@ COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # directori
 
 
 class Decision(NamedTuple):
-    """An outcome of a directory, and the event in which it had been shown; {} if the history has none."""
+    """The outcome of a directory, and the event that says how it was shown; {} if the history has none."""
 
     outcome: Event
     shown: Event
@@ -22,14 +22,14 @@ class Decision(NamedTuple):
 
 @dataclass
 class Reviews:
-    """The directories of the history, told apart by root and main image."""
+    """The directories of the history; root and main image identify one."""
 
     shown: dict[str, dict[Any, Event]] = field(default_factory=dict)  # main image -> root -> event
     decisions: dict[str, list[Decision]] = field(default_factory=dict)  # main image -> oldest first
     second_looks: dict[tuple[Any, str], Event] = field(default_factory=dict)  # (root, main image) -> the last one
 
     def shown_in(self, main: str, root: Any) -> Event:
-        """How the directory was shown; of one that was moved since, if no other directory has this main image."""
+        """How the directory was shown. One that was moved since is found if no other has the same main image."""
         dirs = self.shown.get(main, {})
         return dirs.get(root) or (next(iter(dirs.values())) if len(dirs) == 1 else {})
 

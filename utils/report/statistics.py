@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -22,15 +22,6 @@ class Estimate(TypedDict):
     low: float | None
     high: float | None
     n: int  # groups in it
-
-
-class Threshold(TypedDict):
-    """The similarity that separates kept and deleted best: the mean of the two shares is largest."""
-
-    similarity: float
-    kept_above: float  # share of the kept at or above it
-    deleted_below: float  # share of the deleted below it
-    auc: float  # probability that a kept image is more similar than a deleted one, over all groups
 
 
 def ratios(above: np.ndarray, below: np.ndarray) -> list[Estimate]:
@@ -67,42 +58,54 @@ def by_rank(groups: Sequence[Judged]) -> tuple[list[Estimate], list[Estimate]]:
     kept, there = np.zeros((len(groups), width)), np.zeros((len(groups), width))
     for row, group in enumerate(groups):
         n = min(width, len(group.items))
-        kept[row, :n], there[row, :n] = group.kept[:n], 1
+        kept[row, :n], there[row, :n] = [item.is_kept for item in group.items[:n]], 1
     return ratios(kept, there), ratios(np.cumsum(kept, 1) / np.arange(1, width + 1) * there, there)
 
 
 def average_precision(group: Judged) -> float:
     """Of the ranking by similarity, with at least one kept item."""
-    hits = np.flatnonzero(group.kept)
+    hits = np.flatnonzero([item.is_kept for item in group.items])
     return float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
 
 
 def ordered_share(group: Judged) -> float:
     """The share of a group's pairs (kept, deleted) whose kept item is more similar; a tie counts half."""
-    kept = np.array([s for s, is_kept in zip(group.similarities, group.kept) if is_kept])
-    deleted = np.array([s for s, is_kept in zip(group.similarities, group.kept) if not is_kept])
-    difference = kept[:, None] - deleted
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    return auc(similarities([group], True), similarities([group], False))
+
+
+def auc(kept: np.ndarray, deleted: np.ndarray) -> float:
+    """Probability that a kept item is more similar than a deleted one; a tie counts half."""
+    smaller, at_most = (np.searchsorted(np.sort(deleted), kept, side).sum() for side in ("left", "right"))
+    return float(smaller + at_most) / 2 / (len(kept) * len(deleted))
+
+
+def similarities(groups: Iterable[Judged], is_kept: bool) -> np.ndarray:
+    """Of the kept or of the deleted items."""
+    return np.array([item.similarity for group in groups for item in group.items if item.is_kept == is_kept])
 
 
 def is_two_sided(group: Judged) -> bool:
-    return any(group.kept) and not all(group.kept)
+    return len({item.is_kept for item in group.items}) == 2
 
 
-def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> Threshold | None:
-    """The best threshold for similarities (n,) of kept and (m,) of deleted items; None if either is empty."""
+def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> dict[str, float] | None:
+    """The similarity that separates kept (n,) and deleted (m,) items best: the mean of the two shares is largest.
+
+    None if either is empty.
+    """
     if not (len(kept) and len(deleted)):
         return None
-    kept, deleted = np.sort(kept), np.sort(deleted)
     candidates = np.unique(np.concatenate([kept, deleted]))
-    kept_above = 1 - np.searchsorted(kept, candidates) / len(kept)
-    deleted_below = np.searchsorted(deleted, candidates) / len(deleted)
+    kept_above = 1 - np.searchsorted(np.sort(kept), candidates) / len(kept)
+    deleted_below = np.searchsorted(np.sort(deleted), candidates) / len(deleted)
     best = int(np.argmax(kept_above + deleted_below))
-    smaller, at_most = (np.searchsorted(deleted, kept, side).sum() for side in ("left", "right"))
-    auc = (smaller + at_most) / 2 / (len(kept) * len(deleted))
-    figures = (candidates[best], kept_above[best], deleted_below[best], auc)
-    similarity, above, below, auc = (round(float(figure), 6) for figure in figures)
-    return Threshold(similarity=similarity, kept_above=above, deleted_below=below, auc=auc)
+    figures = {
+        "similarity": candidates[best],
+        "kept_above": kept_above[best],  # share of the kept at or above it
+        "deleted_below": deleted_below[best],  # share of the deleted below it
+        "auc": auc(kept, deleted),  # over all groups
+    }
+    return {name: round(float(figure), 6) for name, figure in figures.items()}
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
