@@ -16,8 +16,9 @@ from PIL import Image
 
 from tests.faults import fuzz_images
 from tests.faults.fault_server import photo, png, png_bomb_file
-from tests.support.image_files import encoded, png_chunks
+from tests.support.image_files import encoded, heic, png_chunks
 from utils.errors import ImageError
+from utils.images import formats
 from utils.images.decode import decode
 from utils.images.formats import identify
 from utils.images.preprocess import Preprocess, to_pixels
@@ -192,6 +193,19 @@ def test_an_icon_shows_its_largest_picture_on_white():
         assert shown[0, 0].tolist() == list(RED) and shown[5, 5].tolist() == list(WHITE)
 
 
+def test_heic_is_upright_and_on_white_where_transparent():
+    left_red = Image.new("RGB", (64, 32), "blue")
+    left_red.paste("red", (0, 0, 32, 32))
+    for image in (left_red, left_red.convert("RGBA")):
+        shown = np.asarray(decode(heic(image, orientation=6), CAP)).astype(int)  # to be turned by 90 degrees clockwise
+        assert shown.shape == (64, 32, 3)
+        assert np.abs(shown[8, 16] - (255, 0, 0)).max() < 20 and np.abs(shown[56, 16] - (0, 0, 255)).max() < 20
+    clear = Image.new("RGBA", (64, 32), (255, 0, 0, 0))
+    assert np.asarray(decode(heic(clear), CAP)).min() > 250
+    assert reason(heic(left_red).getvalue(), 64 * 32 - 1) == "too_many_pixels"
+    assert reason(heic(left_red).getvalue()[:-9]) == "truncated"
+
+
 # --- what does not become pixels --------------------------------------------------------------------------------------
 
 
@@ -213,7 +227,7 @@ def reason(data: bytes, max_pixels: int = CAP, min_side: int | None = None) -> s
         (b"<?xml version='1.0'?><!-- x --><svg/>", "SVG"),
         (b"%PDF-1.7", "PDF"),
         (b'{"error": 1}', "JSON"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "video"),
         (b"8BPS\0\1", "Photoshop"),
         (b"P100 ways to cook", "unknown"),
         (bytes(100), "unknown"),
@@ -224,6 +238,12 @@ def test_what_is_no_image_says_what_it_is(data, kind):
         decode(io.BytesIO(data), CAP)
     with pytest.raises(ImageError, match="not_an_image"):
         identify(io.BytesIO(data))
+
+
+def test_heic_without_pillow_heif_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(formats, "can_read_heif", lambda: False)
+    with pytest.raises(ImageError, match="not_an_image: HEIC; pip install pillow-heif makes it readable"):
+        decode(heic(), CAP)
 
 
 @pytest.mark.parametrize("format", ["PCX", "TGA", "EPS", "SGI", "IM", "ICNS", "DDS", "PDF"])

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.annotation_data import image_bytes
 from utils.errors import ImageError
+from utils.images import formats
 from utils.items.folder import is_same_file, named_folders, note_named
 from utils.items.sources import Source, open_source
 
@@ -27,7 +28,8 @@ def names(source: Source) -> list[str]:
     return ["/".join(filter(None, (item["folder"], item["name"]))) for item in source.read()]
 
 
-def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path: Path):
+def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(formats, "can_read_heif", lambda: False)
     files = {"b.jpg": JPEG, "a.txt": PNG, "no extension": WEBP, "sub/deep/c 1.JPG": JPEG, "sub/a#b%20?.png": PNG}
     others = {"note.jpg": b"text", "empty.png": b"", "sub/film.mp4": b"\0\0\0\x18ftypmp42", "x.svg": b"<svg/>"}
     hidden = {".a.jpg": JPEG, ".git/b.jpg": JPEG, "__MACOSX/c.jpg": JPEG, "sub/@eaDir/d.jpg": JPEG}
@@ -41,7 +43,7 @@ def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path
     assert last == {"url": str(path), "folder": "sub/deep", "name": "c 1.JPG", **facts}
     assert (first["folder"], first["name"]) == ("", "a.txt")
     heic_note, other_note = source.notes
-    assert heic_note.startswith("2 HEIC images are left out; convert them to JPEG")
+    assert heic_note.startswith("2 HEIC images are left out; pip install pillow-heif makes them readable")
     assert other_note == "4 files are left out, as they are not images"
 
 

@@ -11,10 +11,19 @@ from PIL import Image
 
 
 def encoded(image: Image.Image, format: str, **options) -> io.BytesIO:
+    if format == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     file = io.BytesIO()
     image.save(file, format, **options)
     file.seek(0)
     return file
+
+
+def heic(image: Image.Image | None = None, orientation: int = 1) -> io.BytesIO:
+    """A HEIC file, written by pillow-heif, which turns an EXIF orientation into HEIF's own rotation."""
+    return encoded(image or Image.new("RGB", (64, 32)), "HEIF", quality=95, exif=exif(orientation))
 
 
 def png_chunks(width: int, height: int, depth: int, color: int, rows: bytes, *extra: tuple[bytes, bytes]) -> io.BytesIO:

@@ -104,11 +104,15 @@ def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Ima
         return _open(io.BytesIO(data) if data else file, name, max_pixels), metadata
     if name == "JPEG":
         return _open_jpeg(file, max_pixels)
+    if name == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     image = _open(file, name, max_pixels)
     image.info.pop("xmp", None)  # Pillow would rotate a TIFF by it
     is_animated_webp = name == "WEBP" and getattr(image, "is_animated", False)
     profile = b"" if is_animated_webp else image.info.get("icc_profile") or b""
-    if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself
+    if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself, and pillow-heif HEIC
         return image, Metadata(profile=profile)
     file.seek(0)
     exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")  # Pillow puts AVIF's own rotation there

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from importlib.util import find_spec
 from typing import BinaryIO
 
 from utils.errors import ImageError
@@ -18,7 +20,8 @@ _FORMATS: list[tuple[str, str, tuple[bytes, ...]]] = [
     ("PPM", ".ppm", tuple(b"P%c%c" % (kind, blank) for kind in b"123456f" for blank in b" \t\r\n#")),
     ("JPEG2000", ".jp2", (b"\0\0\0\x0cjP  \r\n\x87\n", _J2K)),
 ]
-EXTENSIONS = (*(extension for _, extension, _ in _FORMATS), ".webp", ".avif")  # all that identify() returns
+EXTENSIONS = (*(extension for _, extension, _ in _FORMATS), ".webp", ".avif", ".heic")  # all that identify() returns
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FOREIGN = {  # first bytes of files that come in place of images -> a name for people
     b"%pdf": "PDF",
     b"{": "JSON",
@@ -41,7 +44,20 @@ def identify(file: BinaryIO) -> tuple[str, str]:
         return "WEBP", ".webp"
     if head[4:8] == b"ftyp" and (b"avif" in head[8:64] or b"avis" in head[8:64]):
         return "AVIF", ".avif"
+    if is_heif(head) and can_read_heif():
+        return "HEIF", ".heic"
     raise ImageError("not_an_image", _describe(head))
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file that begins with `head`, and is no AVIF, is HEIF (HEIC), which cameras of phones write."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+@functools.cache
+def can_read_heif() -> bool:
+    """Whether the package pillow-heif is installed, which no other format needs."""
+    return find_spec("pillow_heif") is not None
 
 
 def _describe(head: bytes) -> str:
@@ -52,8 +68,10 @@ def _describe(head: bytes) -> str:
     if text.startswith(b"<"):
         is_html = any(tag in text for tag in (b"<!doctype html", b"<html", b"<head", b"<body"))
         return "SVG" if b"<svg" in text and not is_html else "HTML" if is_html else "XML"
+    if is_heif(head):
+        return "HEIC; pip install pillow-heif makes it readable"
     if head[4:8] == b"ftyp":
-        return f"a video or HEIF, {head[8:12]!r}"
+        return f"a video, {head[8:12]!r}"
     kind = next((kind for start, kind in _FOREIGN.items() if text.startswith(start)), "")
     return kind or f"unknown format, begins with {head[:16]!r}"
 

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 from utils.errors import ImageError
 from utils.files import read_json, write_json
-from utils.images.formats import EXTENSIONS, identify
+from utils.images.formats import EXTENSIONS, identify, is_heif
 from utils.items.formatted import is_unicode
 from utils.log import bar, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
-# Brands in a file's first bytes.
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_HEIC = "HEIC images are left out; convert them to JPEG, for example with: magick mogrify -format jpg *.HEIC"
+_HEIC = "HEIC images are left out; pip install pillow-heif makes them readable"
 _NO_IMAGE = "files are left out, as they are not images"
 _UNREADABLE = "folders are left out, as they cannot be read"
 _NAMED = "folders.json"  # in the store's folder
@@ -70,7 +68,7 @@ def _look_at(path: Path) -> tuple[int, int, str]:
             head = file.read(12)
             identify(file)
     except ImageError:
-        return size, time, _HEIC if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS else _NO_IMAGE
+        return size, time, _HEIC if is_heif(head) else _NO_IMAGE
     except OSError:
         return size, time, "" if path.suffix.lower() in (*EXTENSIONS, ".jpeg", ".tiff") else _NO_IMAGE
     return size, time, ""
