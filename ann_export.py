@@ -110,8 +110,7 @@ def write_splits(data: ExportData, args: argparse.Namespace) -> int:
     name, folder, shares = args.ann_export_format, Path(args.ann_export_dir_path), args.ann_export_split
     kind = formats.FORMATS[name]
     groups, left_out = select_groups(data, kind.needs_both)
-    extensions = [kind.extension, *([formats.RUN_EXTENSION] if name == formats.QRELS else [])]
-    names = {split: [f"{name}.{split}.{extension}" for extension in extensions] for split in shares}
+    names = {split: [f"{name}.{split}.{extension}" for extension in kind.extensions] for split in shares}
     wanted = [file for split in groups for file in names[split]]
     with formats.replacing_all(folder, name, wanted, [file for listed in names.values() for file in listed]):
         n_rows = sum(write_split(name, split, groups[split], data, folder) for split in shares if split in groups)
@@ -126,11 +125,11 @@ def write_splits(data: ExportData, args: argparse.Namespace) -> int:
 
 def write_split(name: str, split: str, groups: Sequence[formats.ExportGroup], data: ExportData, folder: Path) -> int:
     kind = formats.FORMATS[name]
-    path = folder / f"{name}.{split}.{kind.extension}"
+    path, *run_paths = (folder / f"{name}.{split}.{extension}" for extension in kind.extensions)
     with replacing(path) as file:
         n_rows = kind.write(file, groups)
-    if name == formats.QRELS:
-        with replacing(path.with_suffix(f".{formats.RUN_EXTENSION}")) as file:
+    for run_path in run_paths:
+        with replacing(run_path) as file:
             formats.write_run(file, rank_queries(groups, split, data))
     print(f"{path}: {n_rows} {kind.row} of {len(groups)} groups")
     return n_rows

@@ -26,7 +26,6 @@ from utils.files import read_json, write_json
 
 PAIRS = "pairs"
 QRELS = "qrels"
-RUN_EXTENSION = "run"
 RUN_NAME = "collection"  # last column of a run file: the system that ranked
 # Paths and URLs with these endings are images to sentence-transformers 6; it embeds any other string as text.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
@@ -56,7 +55,7 @@ class Pair(NamedTuple):
 class Format(NamedTuple):
     """A format of groups, one file per split."""
 
-    extension: str
+    extensions: tuple[str, ...]  # of a split's file, and of its run file
     write: Callable[[IO[str], Sequence[ExportGroup]], int]  # returns the number of rows
     needs_both: bool  # a group needs a positive and a negative, else a positive
     row: str  # noun for the rows, plural
@@ -110,10 +109,10 @@ def write_pairs(file: IO[str], pairs: Iterable[Pair]) -> int:
 
 
 FORMATS = {
-    "triplets": Format("csv", write_triplets, True, "triplets", opens_images=True),
-    "flagembedding": Format("jsonl", write_flagembedding, True, "queries"),
-    "reranking": Format("json", write_reranking, True, "queries", opens_images=True),
-    QRELS: Format("txt", write_qrels, False, "judgments"),
+    "triplets": Format(("csv",), write_triplets, True, "triplets", opens_images=True),
+    "flagembedding": Format(("jsonl",), write_flagembedding, True, "queries"),
+    "reranking": Format(("json",), write_reranking, True, "queries", opens_images=True),
+    QRELS: Format(("txt", "run"), write_qrels, False, "judgments"),
 }
 NAMES = (PAIRS, *FORMATS)
 
