@@ -123,34 +123,20 @@ def metadata_text(item: Mapping[str, Any]) -> str:
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
-def shown_conflicts(figures: Figures) -> list[tuple[str, ...]]:
-    """Contradictions that get pictures: two ids or three."""
-    pairs = [tuple(pair) for pair in figures["conflicts"]["pairs"][:MAX_CONFLICTS]]
-    return pairs + [tuple(chain.values()) for chain in figures["conflicts"]["chains"][:MAX_CONFLICTS]]
-
-
-def shown_disagreements(figures: Figures) -> dict[tuple[str, str], dict[str, bool]]:
-    """(main image, directory) of a second look -> image -> whether the first look kept it; these get pictures."""
-    found: dict[tuple[str, str], dict[str, bool]] = {}
-    for one in figures["agreement"]["disagreements"]:
-        found.setdefault((one["main"], one["dir"]), {})[one["image"]] = one["kept_first"]
-    return dict(list(found.items())[:MAX_CONFLICTS])
-
-
 def shown_ids(data: ReportData, figures: Figures) -> set[str]:
     """Images on the page."""
-    ids = {id_ for record in data.records[-MAX_GROUPS:] for id_ in (*record["pos"], *record["neg"])}
-    for (main, _), images in shown_disagreements(figures).items():
-        ids |= {main, *images}
-    return ids.union(*shown_conflicts(figures))
+    of_groups = {id_ for record in data.records[-MAX_GROUPS:] for id_ in (*record["pos"], *record["neg"])}
+    conflicts = itertools.chain(contradictions(data, figures), disagreements(data, figures))
+    return of_groups | {id_ for conflict in conflicts for id_, _, _ in conflict.images}
 
 
 def contradictions(data: ReportData, figures: Figures) -> Iterator[Conflict]:
     numbers = records_by_main(data)
-    for ids in shown_conflicts(figures):
+    pairs, chains = (figures["conflicts"][kind][:MAX_CONFLICTS] for kind in ("pairs", "chains"))
+    for ids in [*pairs, *(chain.values() for chain in chains)]:
         id_of = dict(zip("abc", ids))
         statements = []
-        for x, y, key in JUDGMENTS[len(ids)]:
+        for x, y, key in JUDGMENTS[len(id_of)]:
             both = ((id_of[x], id_of[y]), (id_of[y], id_of[x]))
             judged = [n for main, item in both for n in numbers.get(main, []) if item in data.records[n][key]]
             statements.append((f"{x} {'like' if key == 'pos' else 'not like'} {y}", sorted(judged)))
@@ -159,11 +145,12 @@ def contradictions(data: ReportData, figures: Figures) -> Iterator[Conflict]:
 
 def disagreements(data: ReportData, figures: Figures) -> Iterator[Conflict]:
     numbers = records_by_main(data)
-    for (main, directory), images in shown_disagreements(figures).items():
-        shown = [(main, "main", "main image")]
-        for id_, was_kept in images.items():
-            first, second = ("kept", "deleted") if was_kept else ("deleted", "kept")
-            shown.append((id_, first, f"{first}, then {second}"))
+    found: dict[tuple[str, str], list[Shown]] = {}
+    for one in figures["agreement"]["disagreements"]:
+        shown = found.setdefault((one["main"], one["dir"]), [(one["main"], "main", "main image")])
+        first, second = ("kept", "deleted") if one["kept_first"] else ("deleted", "kept")
+        shown.append((one["image"], first, f"{first}, then {second}"))
+    for (main, directory), shown in itertools.islice(found.items(), MAX_CONFLICTS):
         yield Conflict(shown, [(f"second look in {directory}", numbers.get(main, []))])
 
 
