@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +35,8 @@ class ReportData:
 
 def measure(data: ReportData, reviews: Reviews) -> Figures:
     groups = [group for group in data.judged if group.items]
-    kinds = Counter(picked(data.origins[group.number].shown) for group in groups)
-    nearest = [group for group in groups if picked(data.origins[group.number].shown) == NEAREST]
+    picks = [picked(data.origins[group.number].shown) for group in groups]
+    nearest = [group for group, pick in zip(groups, picks) if pick == NEAREST]
     kept, deleted = statistics.similarities(groups, True), statistics.similarities(groups, False)
     keep_rate, precision = statistics.by_rank(nearest)
     pairs, chains = contradictions(data.records)
@@ -46,7 +45,7 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
     return {
         "progress": progress(data),
         "model": data.model,
-        "not_nearest": {INFORMATIVE: kinds[INFORMATIVE], POOLED: kinds[POOLED]},
+        "not_nearest": {kind: picks.count(kind) for kind in (INFORMATIVE, POOLED)},
         "keep_rate_by_rank": keep_rate,
         "precision_at": precision,
         "average_precision": mean_of(statistics.average_precision, nearest),
