@@ -3,7 +3,7 @@
     python embed.py [LIST_OR_FOLDER]
 
 Reads FORMATTED_DATA_PATH and the images; writes the collection in CHROMADB_PATH, the image cache and FAILED_DATA_PATH.
-A second run continues a stopped one, and adds what is new in the list.
+A second run continues a stopped run and adds the items that are new in the list.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ CONSTANTS = """FORMATTED_DATA_PATH URL_FIELD ID_FIELD CHROMADB_PATH CHROMA_SERVE
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, CONSTANTS.split())
-    parser.add_argument("input", nargs="?", metavar="LIST_OR_FOLDER", help="in place of FORMATTED_DATA_PATH")
+    parser.add_argument("input", nargs="?", metavar="LIST_OR_FOLDER", help="used instead of FORMATTED_DATA_PATH")
     parser.add_argument("--retry-failed", action="store_true", help="also retry permanent failures")
-    parser.add_argument("--refresh-metadata", action="store_true", help="replace stored metadata that the list changed")
+    parser.add_argument("--refresh-metadata", action="store_true", help="update stored metadata that the list changed")
     parser.add_argument("--refresh-changed", action="store_true", help="embed changed files of a folder again")
     parser.add_argument("--prune", action="store_true", help="remove stored records that are no longer in the list")
     parser.add_argument("--verify", action="store_true", help="compare list, journal and collection; embed nothing")
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def open_store(args: argparse.Namespace) -> Iterator[Store]:
-    """The store, locked for the block."""
+    """Open the store and lock it for the block."""
     path, name = Path(args.chromadb_path), args.collection_name
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with hold(lock_path(path), f"the store {path}"), contextlib.closing(Store(path, name, place)) as store:
@@ -93,37 +93,38 @@ def open_store(args: argparse.Namespace) -> Iterator[Store]:
 
 
 def check_model(store: Store, args: argparse.Namespace) -> weights.Model:
-    """The chosen model. Raises UserError if another model made what is stored."""
+    """Return the chosen model. Raises UserError if the stored vectors come from another model."""
     model = weights.find(args.clip_model_name, args.clip_pretrained)
     asked = model.identity if store.model else {}
     if store.model and not same_model(store.model, asked):
         model_name, pretrained = (shlex.quote(store.model.get(key, "")) for key in ("model_name", "pretrained"))
         raise UserError(
-            f"collection {args.collection_name} was made with {describe(store.model)}, and {describe(asked)} is "
-            f"asked for; add --clip-model-name {model_name} --clip-pretrained {pretrained}, or another COLLECTION_NAME"
+            f"collection {args.collection_name} was made with {describe(store.model)}, but the settings name "
+            f"{describe(asked)}; add --clip-model-name {model_name} --clip-pretrained {pretrained}, or use another "
+            "COLLECTION_NAME"
         )
     return model
 
 
 def check_local_addresses(work: Worklist) -> None:
-    """Report items on this machine or network, which will be refused, before the model is loaded."""
+    """Report items on this machine or its network before the model is loaded: they will all be refused."""
     local = [item["url"] for _, item in work.todo() if is_local(item["url"])]
     if not local:
         return
-    finding = f"{len(local)} items name this machine or a private network, the first is {local[0][:200]}"
+    finding = f"{len(local)} items name this machine or a private network; the first is {local[0][:200]}"
     if len(local) == work.count(TODO) and not work.count(KNOWN):
-        raise UserError(f"{finding}; --download-allow-local (DOWNLOAD_ALLOW_LOCAL) lets them in")
+        raise UserError(f"{finding}; --download-allow-local (DOWNLOAD_ALLOW_LOCAL) allows them")
     LOG.warning("%s; they fail as blocked_address without --download-allow-local (DOWNLOAD_ALLOW_LOCAL)", finding)
 
 
 def refresh_metadata(work: Worklist, store: Store) -> None:
-    """Replace stored metadata that differs from the list's in any field."""
+    """Replace stored metadata that differs from the list in any field."""
     stored = store.journal.metadata()
     changed = []
     for index, item in work.firsts():
         id_ = work.ids[index].tobytes()
         metadata = to_metadata(item)
-        if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, since 1 == 1.0 == True
+        if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, because 1 == 1.0 == True
             changed.append((id_, metadata))
     change_metadata(store, changed)
     print(f"metadata refreshed: {len(changed)} of {len(stored)} records")
@@ -136,10 +137,10 @@ def change_metadata(store: Store, changed: list[tuple[bytes, dict[str, Any]]]) -
 
 
 def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None:
-    """Update the metadata of stored files that were moved; report files that changed, or have them embedded again."""
+    """Update the metadata of moved files. Report changed files, or mark them for embedding with --refresh-changed."""
     note_named(Path(args.chromadb_path), work.source.path)
     stored = store.journal.metadata()
-    for id_ in store.journal.gone.tolist():  # deleted by people, and to stay so
+    for id_ in store.journal.gone.tolist():  # people deleted these records, and they stay deleted
         stored.pop(id_, None)
     moved, changed = [], list[tuple[int, str]]()
     for index, item in work.firsts():
@@ -151,15 +152,15 @@ def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None
             moved.append((id_, to_metadata(item)))
     change_metadata(store, moved)
     if moved:
-        print(f"{len(moved)} files were moved: their stored url is updated")
+        print(f"{len(moved)} files were moved; their stored url is updated")
     if changed and args.refresh_changed:
         indexes = [index for index, _ in changed]
         store.remove(work.ids[indexes])
         work.outcome[indexes] = TODO
-        print(f"{len(changed)} files changed since they were embedded, and are embedded again")
+        print(f"{len(changed)} files changed since they were embedded; they will be embedded again")
     elif changed:
-        finding = f"{len(changed)} files differ from those embedded under the same name"
-        print(f"{finding}, the first is {printable(changed[0][1])}; --refresh-changed embeds them again")
+        finding = f"{len(changed)} files differ from the files embedded under the same name"
+        print(f"{finding}; the first is {printable(changed[0][1])}; --refresh-changed embeds them again")
         LOG.debug("changed files: %s", [url for _, url in changed])
 
 
@@ -171,19 +172,19 @@ def prune(work: Worklist, store: Store) -> None:
     """Remove stored records that are no longer in the list."""
     if len(extra := extra_ids(work, store)):
         store.remove(extra)
-        print(f"pruned: {len(extra)} records that the list no longer holds")
+        print(f"pruned: {len(extra)} records that are no longer in the list")
 
 
 def extra_ids(work: Worklist, store: Store) -> np.ndarray:
-    """Ids (n,) V16 of stored records that are not in the list."""
+    """Ids (n,) V16 of records in the journal that are not in the list."""
     return np.setdiff1d(store.own, work.ids)
 
 
 @contextlib.contextmanager
 def saving(work: Worklist, store: Store) -> Iterator[None]:
-    """Write the failures file and update the index after the block, also when the block is stopped or fails.
+    """Write the failures file and update the index after the block, even if the block was interrupted.
 
-    After an error the index is left for the next run: the disk may be full.
+    After an error, only the failures file is written: the disk may be full, so the next run updates the index.
     """
     try:
         yield
@@ -200,12 +201,12 @@ def saving(work: Worklist, store: Store) -> Iterator[None]:
 
 
 def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argparse.Namespace) -> None:
-    """Embed and store the items that are still to do, in this process or on Ray."""
+    """Embed and store the remaining items, in this process or on Ray."""
     if not work.count(TODO):
         return
     folders = (str(work.source.path.resolve()),) if work.source.is_folder else ()
-    if args.download_allow_local and not args.chroma_server_url:  # others write to a server
-        note_named(Path(args.chromadb_path), Path(Path.cwd().anchor))  # later stages read the files of this run
+    if args.download_allow_local and not args.chroma_server_url:  # others may write to a server
+        note_named(Path(args.chromadb_path), Path(Path.cwd().anchor))  # lets later stages read this run's files
     plan = make_plan(store, folders, args)
     if not args.embed_ray_address:
         run.embed_todo(work, store, model, plan)
@@ -215,7 +216,7 @@ def embed_missing(work: Worklist, store: Store, model: weights.Model, args: argp
 
 
 def make_plan(store: Store, folders: tuple[str, ...], args: argparse.Namespace) -> Plan:
-    """`folders`: files in and below them need no DOWNLOAD_ALLOW_LOCAL."""
+    """Collect the settings of the run. Files in and below `folders` need no DOWNLOAD_ALLOW_LOCAL."""
     limits = DownloadLimits(
         args.download_timeout_s,
         args.download_attempts,
@@ -237,11 +238,11 @@ def make_plan(store: Store, folders: tuple[str, ...], args: argparse.Namespace) 
 
 
 def print_verification(work: Worklist, store: Store) -> int:
-    """Print how list, journal and collection compare. Returns the exit code: 0 if nothing differs."""
+    """Compare list, journal and collection, and print the result. Returns the exit code: 0 if nothing differs."""
     compared, differing = store.compare()
     held = len(store.known) - len(store.journal.gone)
     no_longer = len(np.setdiff1d(store.known, work.ids))
-    n_failed = len(work.failures)  # of items in this list, in an earlier run
+    n_failed = len(work.failures)  # items of this list that failed in an earlier run
     n_missing = work.count(TODO, FAILED, LASTING) - n_failed
     rows = {
         "input": f"{len(work)} items, {work.count(DUPLICATE)} of them duplicates",
@@ -272,18 +273,18 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
     for note in work.source.notes:
         print(note)
     if work.count(LASTING):
-        print("failures from before are tried again with --retry-failed")
+        print("--retry-failed also retries the items that failed before")
     n_identical, n_most, url = work.identical()
     if n_identical:
         most = f"the most frequent, {n_most} times: {printable(url[:200])}"
-        print(f"{n_identical} images stored now have bytes identical to another's; {most}")
+        print(f"{n_identical} images of this run are byte-identical to another; {most}")
     if n_extra:
         print(f"{n_extra} stored records are no longer in the list; --prune removes them")
     if args.image_cache_dir_path:
         files, size = ImageCache(args.image_cache_dir_path, 0).size()
         print(f"image cache {args.image_cache_dir_path}: {files} files, {size / 1e6:.1f} MB")
     if work.count(STORED) and behind_proxy():
-        print("a proxy was used, so checking resolved addresses was left to it")
+        print("a proxy was used, so the proxy alone checked the addresses that host names resolved to")
 
 
 if __name__ == "__main__":

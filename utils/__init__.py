@@ -1,1 +1,1 @@
-"""What the stage scripts share: the hall here, and a room per concern. errors.py says which failures can heal."""
+"""Code shared by the stage scripts: the hall (modules directly in this folder) and one package, a room, per concern."""

@@ -22,11 +22,11 @@ from utils.log import LOG, printable
 
 INTERRUPTED, TERMINATED = 130, 143
 
-# Every number in config.py must be positive, but these may be 0 ...
+# Every number in config.py must be positive, except that these may be 0 ...
 _MAY_BE_0 = """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
     IMAGE_CACHE_MAX_BYTES"""
-_AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these have an upper limit
-_EXAMPLES = {  # of JSON flags whose default is empty
+_AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these must not exceed 1
+_EXAMPLES = {  # for error messages about JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
     "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
     "ANN_DIRRIFY_WHERE": {"product": "shoe"},
@@ -35,12 +35,12 @@ _EXAMPLES = {  # of JSON flags whose default is empty
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM. It is handled like Ctrl-C, with another exit code."""
+    """SIGTERM was received. It is handled like Ctrl-C, but with another exit code."""
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Raises UserError for an argument that does not parse and for a number out of its range."""
+        """Raises UserError for an argument that cannot be parsed and for a number out of range."""
         result = super().parse_args(args, namespace)
         for name, value in vars(result).items():
             if type(value) in (int, float):
@@ -54,13 +54,13 @@ class _Parser(argparse.ArgumentParser):
 def _check_range(name: str, value: float) -> None:
     lowest = 0 if name in _MAY_BE_0.split() else 1 if isinstance(value, int) else sys.float_info.min
     highest = 1 if name in _AT_MOST_1 else math.inf
-    if not lowest <= value <= highest:  # NaN, too
+    if not lowest <= value <= highest:  # also if it is NaN
         words = "more than 0" if 0 < lowest < 1 else f"{lowest} or more"
         raise UserError(f"{name} is {value}; it must be {words}{' and at most 1' if highest == 1 else ''}")
 
 
 def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.ArgumentParser:
-    """A parser with one flag per constant: kebab-case name, type and default from the constant, help from its comment.
+    """Build a parser with one flag per constant, its name in kebab-case. Type, default and help come from config.py.
 
     Dicts and lists are given as JSON; a boolean has a `--no-` form. `doc` is the script's docstring.
     """
@@ -82,12 +82,12 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
 def run(main: Callable[[], int], at_once: bool = False) -> None:
     """Run a script's main and exit with its code; UserError, Ctrl-C and SIGTERM become one line on stderr.
 
-    `at_once`: run exit handlers, but skip the interpreter's teardown, which needs over a second once torch is loaded.
+    `at_once`: run exit handlers, but skip the interpreter's teardown, which takes over a second once torch is loaded.
     """
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # if its encoding lacks a character
     with stoppable() as stop:
         try:
             stop.code = main()
@@ -99,21 +99,21 @@ def run(main: Callable[[], int], at_once: bool = False) -> None:
             stop.code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
     if at_once:
         atexit._run_exitfuncs()
-        with contextlib.suppress(OSError):  # nobody reads on
+        with contextlib.suppress(OSError):  # the reader has closed the pipe
             sys.stdout.flush()
         os._exit(stop.code)
     sys.exit(stop.code)
 
 
 class Stop:
-    """How a stoppable block ended: `code` is the exit code of a stopped script, or else as it was, at first 0."""
+    """The exit code of a stoppable block: 130 after Ctrl-C, 143 after SIGTERM, else 0 or what the block set."""
 
     code = 0
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM end the block and not the script, which goes on to its summary."""
+    """Ctrl-C and SIGTERM end the block, but not the script, which can still print its summary."""
     stop = Stop()
     try:
         yield stop
@@ -124,7 +124,7 @@ def stoppable() -> Iterator[Stop]:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not break the clean-up after the first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the clean-up
     raise Terminated
 
 

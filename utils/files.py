@@ -1,4 +1,4 @@
-"""Files that hold either their old or their new content, never a mixture; and JSON in them."""
+"""Replace files atomically, so that a file has either its old or its new content; read and write JSON files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def fsync_dir(path: Path) -> None:
-    """Make a rename in `path` durable. Windows cannot open a folder; its file system writes renames by itself."""
+    """Make a rename in the folder `path` durable. Windows cannot open a folder; its file system persists renames."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -26,10 +26,10 @@ def fsync_dir(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """A new file that replaces `path` when the block ends, or vanishes when the block raises.
+    """Open a new file that replaces `path` when the block ends, and is deleted if the block raises.
 
-    Temporary name, flush, fsync, rename. The permissions of an old `path` stay. Raises OSError (full disk, read-only
-    folder) with `path` untouched.
+    Steps: temporary name, flush, fsync, rename. The permissions of an existing `path` are kept. Raises OSError (full
+    disk, read-only folder) and leaves `path` unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -49,14 +49,17 @@ def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Replace `path` with `value` as JSON, in ASCII: every tool reads that, and lone surrogates survive."""
+    """Replace `path` with `value` as ASCII JSON, which every tool can read and which preserves lone surrogates."""
     with replacing(path) as file:
         json.dump(value, file, indent=indent)
         file.write("\n")
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The value in `path`; messages call the file `what`. Raises UserError if it is unreadable or not JSON."""
+    """Read the JSON value in `path`; error messages call the file `what`.
+
+    Raises UserError if the file is missing, unreadable or not JSON.
+    """
     try:
         return json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a byte order mark
     except FileNotFoundError:
@@ -64,4 +67,4 @@ def read_json(path: Path, what: str) -> Any:
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} {path} is not JSON: {error}; correct it, or put a copy in its place") from None
+        raise UserError(f"{what} {path} is not JSON: {error}; correct it, or restore it from a copy") from None

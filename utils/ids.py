@@ -1,4 +1,4 @@
-"""Ids are uuids: as text, as arrays of 16 bytes each, and inside file names that people and tools have changed."""
+"""Ids are uuids: as text, as arrays of 16 bytes each, and inside file names that people and tools may have changed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _INSIDE = re.compile(rf"(?<![0-9a-f]){_UUID}(?![0-9a-f])", re.IGNORECASE)
 
 
 def is_uuid(text: str) -> bool:
-    """Whether `text` is a uuid and nothing else, and so safe as a part of a file name."""
+    """Whether `text` is exactly one uuid, and therefore safe in a file name."""
     return _WHOLE.fullmatch(text) is not None
 
 
 @functools.cache
 def to_key(id_: str) -> str:
-    """A uuid in lower case and with hyphens."""
+    """Convert a uuid to lower case with hyphens."""
     digits = id_.replace("-", "").lower()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def in_name(name: str) -> list[str]:
-    """The keys of the uuids in a file name. File systems may have changed the name's case and Unicode form."""
+    """The uuids in a file name, as to_key() writes them. A file system may have changed its case and Unicode form."""
     return [to_key(found) for found in _INSIDE.findall(name if name.isascii() else unicodedata.normalize("NFKC", name))]
 
 
 def to_ids(texts: Sequence[str]) -> np.ndarray:
     """Lower-case uuids with hyphens -> (n,) V16. Raises ValueError for any other text."""
-    import numpy as np  # ann_dirload.py starts without it
+    import numpy as np  # not needed to start ann_dirload.py
 
     digits = "".join(texts).replace("-", "")
     ids = np.frombuffer(bytes.fromhex(digits) if len(digits) == 32 * len(texts) else b"", "V16")

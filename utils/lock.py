@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file with its holder's name beside it. A killed process leaves it unlocked."""
+"""Lock files, which allow one writer at a time. The system releases the lock of a killed process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from utils.errors import UserError
 
 
 def lock_path(path: Path) -> Path:
-    """The lock file of `path`: hidden and beside it, so that people see nothing new inside a folder."""
+    """Path of the lock file for `path`: a hidden file beside it, so that a folder shows nothing new inside."""
     path = path.absolute()
     return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager
 def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
-    """Hold the lock file `path` for the block; messages call the locked thing `what`. Wait `wait_s` for its holder.
+    """Hold the lock file `path` for the block; messages call the locked thing `what`.
 
-    Raises UserError with the holder's pid, host and start time. The operating system unlocks what a dead process held.
-    The holder is written to a second file, as Windows lets nobody read a locked one.
+    Waits up to `wait_s` for another holder, then raises UserError with its pid, host and start time. These are kept in
+    a second file, because Windows does not let other processes read a locked file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_name(path.name + ".owner")

@@ -1,4 +1,4 @@
-"""The output of a run besides its results: progress bars and log lines on stderr, and a log file per run."""
+"""Progress bars and log lines on stderr, and one log file per run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u
 
 
 def start_log(script: str, directory: str) -> None:
-    """Log to stderr from INFO on, and everything to a new file in `directory` ("" = no file).
+    """Log INFO and above to stderr, and everything to a new file in `directory` ("" = no file).
 
-    An unwritable directory is a warning, and the run goes on without a file.
+    If the directory is not writable, the run logs a warning and goes on without a file.
     """
     LOG.setLevel(logging.DEBUG)
     LOG.handlers.clear()
@@ -43,18 +43,18 @@ def start_log(script: str, directory: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped: names and URLs cannot move a terminal's cursor or forge a line."""
+    """Escape control characters, so that names and URLs cannot move a terminal's cursor or forge a line."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def bar(total: int | None, what: str, unit: str) -> tqdm[Any]:
-    """A progress bar on stderr; where stderr is not a terminal, a line every ten seconds at most."""
+    """Show a progress bar on stderr. If stderr is not a terminal, it prints at most one line every ten seconds."""
     slow = not sys.stderr.isatty()
     return tqdm(total=total, desc=what, unit=unit, mininterval=10 if slow else 0.2, dynamic_ncols=not slow, leave=True)
 
 
 class _Formatter(logging.Formatter):
-    """One line per message, whatever a URL or a server's answer in it holds."""
+    """Formats each message as one line, even if it contains a URL or a server's answer with line breaks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class names it)
         record.message = printable(record.message)

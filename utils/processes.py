@@ -1,4 +1,4 @@
-"""Child processes. Ctrl-C and SIGTERM often reach a whole process group; here the parent decides for its children."""
+"""Child processes. Ctrl-C and SIGTERM often reach a whole process group; here only the parent reacts to them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows, which sends children no SIGTERM either
-CONTEXT: Any = multiprocessing.get_context("spawn")  # a client of Chroma's does not survive a fork
-_LAST_S = 10  # for a child to end when its parent has been interrupted
-_WATCH_S = 1
+CONTEXT: Any = multiprocessing.get_context("spawn")  # a Chroma client does not survive a fork
+_LAST_S = 10  # seconds that an interrupted parent gives its child to finish
+_WATCH_S = 1  # seconds between two calls of `watch`
 
 Task = Callable[..., Any]
 Progress = Callable[[int], Any]
 Watch = Callable[[], Any]
-Job = tuple[Task, tuple[Any, ...], bool]  # the task, its arguments, whether it takes a Progress as the last one
+Job = tuple[Task, tuple[Any, ...], bool]  # task, arguments, whether the task takes a Progress as a further argument
 
 
 class DiedError(Exception):
@@ -32,11 +32,11 @@ class DiedError(Exception):
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """A process started in the block has both signals blocked until it calls ignore()."""
+    """A process started in the block has SIGINT and SIGTERM blocked until it calls ignore()."""
     if not _HAS_MASKS:
         yield
         return
-    resource_tracker.ensure_running()  # multiprocessing would start it in the block, and unblock the signals
+    resource_tracker.ensure_running()  # otherwise it would start in the block and unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
@@ -45,7 +45,7 @@ def shielded() -> Iterator[None]:
 
 
 def ignore(*numbers: signal.Signals) -> None:
-    """Called first in a child: ignore these signals, and unblock the others."""
+    """Ignore these signals, and unblock the others. A child calls this first."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     if _HAS_MASKS:
@@ -53,7 +53,7 @@ def ignore(*numbers: signal.Signals) -> None:
 
 
 class Child:
-    """A process that does tasks, one at a time. Started ahead of them, it imports `modules` meanwhile."""
+    """A process that runs one task at a time. It starts at once and imports `modules` while no task is there yet."""
 
     def __init__(self, *modules: str) -> None:
         self._pipe, theirs = CONTEXT.Pipe()
@@ -70,25 +70,25 @@ class Child:
         self._process.join()
 
     def call(self, task: Task, *args: Any, progress: Progress = lambda n: None, watch: Watch = lambda: None) -> Any:
-        """The result of `task(*args, progress)`, with which the process ends. Raises as ask() does.
+        """Run `task(*args, progress)`, return its result and end the process. Raises what ask() raises.
 
         `watch` is called every second; if it raises, the process is killed.
         """
         try:
             return self.ask((task, args, True), _WATCH_S, watch, progress)
         finally:
-            with contextlib.suppress(OSError):  # it died
+            with contextlib.suppress(OSError):  # the process died
                 self._pipe.send(None)
             self._process.join(_LAST_S)
             self.kill()
 
     def ask(self, job: Job, patience_s: float, watch: Watch, progress: Progress = lambda n: None) -> Any:
-        """The result of a job. Raises what its task raises, and DiedError.
+        """Run a job and return its result. Raises the task's exception, or DiedError.
 
-        `watch` is called whenever the process has said nothing for `patience_s`; if it raises, the process is killed.
+        `watch` is called each time the process has sent nothing for `patience_s`; if it raises, the process is killed.
         """
         try:
-            with contextlib.suppress(OSError):  # it died: its end of file follows
+            with contextlib.suppress(OSError):  # the process died: recv() raises EOFError
                 self._pipe.send(job)
             while True:
                 while not self._pipe.poll(patience_s):
@@ -124,9 +124,9 @@ def _serve(pipe: Connection, modules: tuple[str, ...]) -> None:
 
 
 class Workers:
-    """Up to `n` processes, started when needed, that run tasks for the threads of this one.
+    """Up to `n` processes, started on demand, that run tasks for the threads of this process. A context manager.
 
-    A process that dies, or needs more than `timeout_s` for a task, costs that task alone. Use it as a context.
+    If a process dies, or takes more than `timeout_s` for a task, only that task fails.
     """
 
     def __init__(self, n: int, timeout_s: float) -> None:
@@ -140,20 +140,20 @@ class Workers:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Kill the processes: tasks that are running raise DiedError, and new ones as well."""
+        """Kill the processes. Running tasks and new tasks raise DiedError."""
         self.is_open = False
         for child in list(self._started):
             child.kill()
 
     def run(self, task: Task, *args: Any) -> Any:
-        """The result of `task(*args)`. Waits for a free process. Raises what the task raises, and DiedError."""
+        """Run `task(*args)` in the next free process and return its result. Raises its exception, or DiedError."""
         child = self._free.get()
         try:
             if not self.is_open:
                 raise DiedError(None)
             child = child or Child()
             self._started.add(child)
-            if not self.is_open:  # since a moment ago, so that __exit__ has missed this one
+            if not self.is_open:  # closed in this moment: __exit__ has missed this child
                 child.kill()
             return child.ask((task, args, False), self.timeout_s, _give_up)
         except DiedError:

@@ -98,7 +98,7 @@ def test_a_list_from_first_run_to_prune(
     assert verified.stdout.split("\n")[-2].split() == ["differences", "0"]
     other = run_here("embed.py", "--download-allow-local", "--clip-pretrained", "openai")
     assert other.returncode == 2
-    assert "collection images was made with" in other.stderr and "openai is asked for" in other.stderr
+    assert "collection images was made with" in other.stderr and "the settings name ViT-B-32 openai" in other.stderr
     assert f"add --clip-model-name {offline_model_name} --clip-pretrained '', or" in other.stderr
 
 
@@ -113,7 +113,7 @@ def test_a_placeholder_behind_many_links_is_counted(
     flags = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
     done = run_here("embed.py", "--download-allow-local", *flags)
     assert done.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), done.stderr
-    finding = "6 images stored now have bytes identical to another's; the most frequent, 4 times: data:image/\\x1b[2J0;"
+    finding = "6 images of this run are byte-identical to another; the most frequent, 4 times: data:image/\\x1b[2J0;"
     assert finding in done.stdout
 
 
