@@ -1,1 +1,1 @@
-"""Download what a URL names, only from allowed addresses, in fair turns among hosts."""
+"""Download the file behind a URL, only from allowed addresses and with fair scheduling among hosts."""

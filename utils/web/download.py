@@ -1,4 +1,4 @@
-"""Download the bytes behind a URL, whole and within the limits, or raise an ImageError that names the cause."""
+"""Download all bytes behind a URL, within the limits, or raise an ImageError that names the cause."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from urllib3.util import Retry
 from utils.errors import ImageError, UserError, can_heal
 from utils.web import guard, machine, urls
 
-_MAX_REDIRECTS = 20  # as browsers
-_BACKOFF_S = 0.5  # before the second attempt; doubles, with jitter, so that retries do not come in waves
-_MAX_WAIT_S = 30  # a server that asks for more is left alone until another run
+_MAX_REDIRECTS = 20  # the limit of browsers
+_BACKOFF_S = 0.5  # wait before the second attempt; it doubles each time, with jitter to avoid waves of retries
+_MAX_WAIT_S = 30  # if a server asks for a longer wait, only another run tries again
 _CHUNK_BYTES = 65_536
 _IN_MEMORY_BYTES = 1_000_000  # a larger body goes to a temporary file
 _TRANSLATED = (OSError, MemoryError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError, zlib.error)
@@ -36,9 +36,9 @@ _VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits of one download. `timeout_s` is the total of an attempt, from the connection to the last byte.
+    """Limits of one download. `timeout_s` covers a whole attempt, from the connection to the last byte.
 
-    Files in and below `folders`, absolute paths, need no `allow_local`.
+    Files in and below `folders` (absolute paths) need no `allow_local`.
     """
 
     timeout_s: float
@@ -50,9 +50,9 @@ class DownloadLimits:
 
 
 def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
-    """The body at an http(s), data: or file: URL or a plain path, open at its start; the caller closes it.
+    """Return the body of an http(s), data: or file: URL or of a plain path as an open file; the caller closes it.
 
-    Raises ImageError, whatever the list or the server contains, and UserError for a fault of this machine.
+    Raises ImageError for any fault of the URL or the server, and UserError for a fault of this machine.
     """
     scheme = urls.scheme_of(url)
     if scheme == "data":
@@ -60,7 +60,7 @@ def fetch(url: str, limits: DownloadLimits) -> BinaryIO:
     if scheme in ("", "file"):
         return _open_local(url, limits)
     if scheme not in ("http", "https"):
-        raise ImageError("bad_url", f"{scheme}: is not requested")
+        raise ImageError("bad_url", f"{scheme}: URLs are not supported")
     return _fetch_http(urls.http_url(url), limits)
 
 
@@ -69,7 +69,7 @@ def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
     if not urls.names_path(url) and not (limits.allow_local and os.path.isfile(path)):  # noqa: PTH113 (it never raises)
         raise ImageError("bad_url", "no scheme")
     if not limits.allow_local and not urls.is_below(path, limits.folders):
-        raise ImageError("blocked_address", "a file of this machine")
+        raise ImageError("blocked_address", "a file on this machine")
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could hang
@@ -77,7 +77,7 @@ def _open_local(url: str, limits: DownloadLimits) -> BinaryIO:
         if status.st_size > limits.max_bytes:
             raise ImageError("too_large", f"{status.st_size} bytes")
         return path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL, a lone surrogate
+    except (OSError, ValueError) as error:  # ValueError: the path has a NUL or a lone surrogate
         raise ImageError("bad_url", getattr(error, "strerror", None) or str(error)) from None
 
 
@@ -96,7 +96,7 @@ def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
 
 
 def _try(url: str, limits: DownloadLimits, attempt: guard.Attempt) -> BinaryIO:
-    """One attempt, redirects included, within the deadline."""
+    """Make one attempt, including redirects, within the deadline."""
     body = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES))
     try:
         with _follow(url, attempt) as response:
@@ -128,10 +128,10 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> ImageError | UserError:
-    """The outcome for an exception of the libraries."""
+    """Translate an exception of a library."""
     root = _root(error)
     text = getattr(root, "verify_message", None) or getattr(root, "strerror", None) or str(root) or type(root).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text.strip()[:300])  # it may quote the server
+    text = "".join(c if c.isprintable() else "?" for c in text.strip()[:300])  # it may quote the server's answer
     if fault := machine.fault_of(root):
         return UserError(fault)
     if isinstance(root, TimeoutError) or monotonic() >= attempt.deadline:
@@ -140,24 +140,24 @@ def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> I
         return ImageError("tls", text)
     if isinstance(error, urllib3.exceptions.DecodeError):
         return ImageError("bad_image", f"content encoding: {text}")
-    if isinstance(error, UnicodeError):  # a name that DNS cannot hold
+    if isinstance(error, UnicodeError):  # DNS does not allow this host name
         return ImageError("bad_url", text)
     symptom = machine.symptom(error) or machine.symptom(root)
-    if attempt.reach == "private":  # a host of this network that is switched off
+    if attempt.reach == "private":  # a host in the local network may be switched off
         symptom = ""
     return ImageError("connection", f"{symptom}: {text}" if symptom else text)
 
 
 def _root(error: BaseException) -> BaseException:
-    """The innermost error: those around it repeat it and add addresses of objects."""
+    """The innermost error. The outer errors only repeat it and add addresses of objects."""
     inner = [error for error in (getattr(error, "reason", None), *error.args) if isinstance(error, BaseException)]
     return _root(inner[0]) if inner else error
 
 
-# --- what a response says ---------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 def _follow(url: str, attempt: guard.Attempt) -> BaseHTTPResponse:
-    """The response at the end of the redirects; the caller closes it."""
-    cookies = CookieJar()  # for the redirects of one image; no site can follow a run from image to image
+    """Follow redirects and return the last response; the caller closes it."""
+    cookies = CookieJar()  # for one image's redirects only, so that no site can track a run
     for _ in range(_MAX_REDIRECTS + 1):
         response = guard.get(url, attempt, cookies)
         if response.status not in (301, 302, 303, 307, 308):
@@ -168,7 +168,7 @@ def _follow(url: str, attempt: guard.Attempt) -> BaseHTTPResponse:
 
 
 def _redirect_target(url: str, response: BaseHTTPResponse) -> str:
-    location = (*response.headers.getlist("Location"), "")[0].encode("latin-1")  # the bytes as they came
+    location = (*response.headers.getlist("Location"), "")[0].encode("latin-1")  # the original bytes
     if not location:
         raise ImageError("bad_redirect", f"{response.status} without a Location")
     try:
@@ -185,7 +185,7 @@ def _redirect_target(url: str, response: BaseHTTPResponse) -> str:
 
 
 def _check_status(response: BaseHTTPResponse, attempt: guard.Attempt) -> None:
-    """Raises ImageError unless the status is a success. Notes in `attempt` how long the server asks to wait."""
+    """Raises ImageError unless the status is 2xx. Sets `attempt.wait_s` to the wait that the server asks for."""
     status = response.status
     if 200 <= status < 300:
         return
@@ -200,14 +200,14 @@ def _check_status(response: BaseHTTPResponse, attempt: guard.Attempt) -> None:
 
 
 def _check_encoding(response: BaseHTTPResponse) -> None:
-    """Raises ImageError("bad_image") for an encoding that was not asked for and cannot be decoded here."""
+    """Raises ImageError("bad_image") for a content encoding that was not requested and cannot be decoded."""
     for name in response.headers.get("Content-Encoding", "").lower().split(","):
         if name.strip() in _ENCODINGS and name.strip() not in HTTPResponse.CONTENT_DECODERS:
-            raise ImageError("bad_image", f"content encoding {_ENCODINGS[name.strip()]}, which was not asked for")
+            raise ImageError("bad_image", f"content encoding {_ENCODINGS[name.strip()]}, which was not requested")
 
 
 def _check_robots(response: BaseHTTPResponse) -> None:
-    """Raises ImageError("opted_out") for X-Robots-Tag noai or noimageai, addressed to all or to us."""
+    """Raises ImageError("opted_out") for X-Robots-Tag noai or noimageai, if it is for all agents or for this one."""
     for line in response.headers.getlist("X-Robots-Tag"):
         agent = "*"
         for directive in line.lower().split(","):
@@ -219,13 +219,13 @@ def _check_robots(response: BaseHTTPResponse) -> None:
 
 
 def _chunks(response: BaseHTTPResponse, attempt: guard.Attempt, max_bytes: int) -> Iterator[bytes]:
-    """The decoded body in pieces. Raises ImageError("too_large") for the declared or the actual size."""
+    """Yield the decoded body in chunks. Raises ImageError("too_large") if its declared or actual size is too large."""
     declared = response.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared[:19]) > max_bytes:
         raise ImageError("too_large", f"{declared[:19]} bytes declared")
     size = 0
     for chunk in response.stream(_CHUNK_BYTES):
-        attempt.remaining_s()  # a fast endless stream never waits, so no read of it times out
+        attempt.remaining_s()  # the reads of a fast endless stream never time out
         size += len(chunk)
         if size > max_bytes:
             raise ImageError("too_large", f"more than {max_bytes} bytes")

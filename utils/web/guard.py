@@ -1,6 +1,6 @@
-"""Which addresses may be reached, and HTTP requests over connections that obey.
+"""HTTP requests that reach only allowed IP addresses.
 
-The address of the connected socket decides, on every request: a name can resolve to a public address when it is checked
+Every request checks the address of the connected socket: a host name can resolve to a public address when it is checked
 and to a private one when it is used.
 """
 
@@ -42,21 +42,21 @@ _NETWORKS = {
 }
 _SCOPES = [(ipaddress.ip_network(network), name) for name, all_ in _NETWORKS.items() for network in all_.split()]
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IANA has given out
-_MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # of one response
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all unicast addresses that IANA has allocated
+_MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 262_144  # limits for one response
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # Source: RFC 9110
 _FRAMING = {"connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding"}
 _PROXY_VARIABLES = [
     change(f"{scheme}_proxy") for scheme in ("http", "https", "all") for change in (str.lower, str.upper)
 ]
-_thread = threading.local()  # .managers: connections; .attempt and .target: rules and request target of this request
+_thread = threading.local()  # .managers: connection pools; of this request, .attempt: its rules, .target: its target
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 @functools.lru_cache(10_000)
 def scope(address: str) -> str:
     """Classify an IP address as "public", "private" (this machine or its network) or "forbidden" (link-local,
-    multicast, reserved ...). An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) counts as the IPv4 address."""
+    multicast, reserved ...). An IPv6 address that contains an IPv4 address (mapped, 6to4, NAT64) counts as that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
@@ -70,7 +70,7 @@ def scope(address: str) -> str:
 
 
 def literal_scope(host: str) -> str | None:
-    """The scope of localhost, or of an address in any spelling that browsers accept; None if DNS must be asked."""
+    """The scope of localhost or of an IP address in any spelling that browsers accept; None if the host needs DNS."""
     host = host.rstrip(".").lower()
     if host == "localhost" or host.endswith((".localhost", ".localdomain")):
         return "private"
@@ -82,26 +82,27 @@ def literal_scope(host: str) -> str | None:
 
 @dataclass
 class Attempt:
-    """The rules for the requests of one attempt: the deadline, and whether private addresses may be reached.
+    """The rules for the requests of one attempt: the deadline, and whether private addresses are allowed.
 
-    Private addresses stay blocked once this attempt has reached a public server: no redirect leads back inside.
+    Private addresses stay blocked once the attempt has reached a public server, so that no redirect leads back into
+    the private network.
     """
 
     deadline: float  # time.monotonic()
     allow_private: bool
     reach: str = ""  # scope of the address tried last
-    wait_s: float = 0  # until the next attempt, as the server asks
-    has_proxy: bool = False  # the user chose the proxy, wherever it is; it checks the addresses behind it
+    wait_s: float = 0  # wait before the next attempt that the server asks for
+    has_proxy: bool = False  # the user's proxy may have any address, and checks the addresses behind it
 
     def remaining_s(self) -> float:
-        """Seconds left. Raises TimeoutError if there are none."""
+        """Seconds until the deadline. Raises TimeoutError if it has passed."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the deadline has passed")
         return left
 
     def admit(self, address: str, connected: bool) -> None:
-        """Raises ImageError("blocked_address") unless a connection may be made, or is `connected`, to an IP address."""
+        """Check an IP address before or, if `connected`, after connecting. Raises ImageError("blocked_address")."""
         if self.has_proxy:
             return
         self.reach = scope(address)
@@ -112,22 +113,22 @@ class Attempt:
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 def behind_proxy() -> bool:
-    """Whether the environment names a proxy; the proxy then checks resolved addresses."""
+    """Whether the environment names a proxy. If so, the proxy checks the addresses that names resolve to."""
     proxies = _proxies(tuple(map(os.environ.get, _PROXY_VARIABLES)))
     return any(proxies.get(scheme) for scheme in ("http", "https", "all"))
 
 
 @functools.lru_cache(1)
 def _proxies(_environment: tuple[str | None, ...]) -> dict[str, str]:
-    """Read anew where the environment has changed: reading it takes as long as the rest of a small download."""
+    """Cached until the environment changes: reading it takes as long as the rest of a small download."""
     return getproxies()
 
 
 def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
-    """One GET of a URL that urls.http_url returned, redirects not followed, body not yet read; the caller closes it.
+    """Send a GET request for a URL that urls.http_url() returned. Redirects are not followed.
 
-    Raises ImageError("blocked_address"), urllib3's exceptions, OSError (DNS, refused, TimeoutError), and UserError if
-    REQUESTS_CA_BUNDLE cannot be used.
+    The body of the response is not read yet, and the caller closes the response. Raises ImageError("blocked_address"),
+    urllib3's exceptions, OSError (DNS, refused, TimeoutError), and UserError if REQUESTS_CA_BUNDLE cannot be used.
     """
     parts, proxy = urlsplit(url), proxy_of(url)
     host = parts.hostname or ""
@@ -136,16 +137,16 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
         raise ImageError("blocked_address", f"{host} is not a public address")
     attempt.has_proxy = bool(proxy)
     if proxy:
-        attempt.allow_private = reach == "private"  # the address behind a proxy is unknown: count it as public
+        attempt.allow_private = reach == "private"  # the address behind a proxy is unknown and counts as public
     target = url[len(f"{parts.scheme}://{parts.netloc}") :]
-    forwarded = parts.scheme == "http" and proxy.startswith("http")  # such a proxy is asked for the whole URL
+    forwarded = parts.scheme == "http" and proxy.startswith("http")  # an HTTP proxy needs the whole URL
     _thread.attempt = attempt
     _thread.target = f"http://{parts.netloc.rpartition('@')[2]}{target}" if forwarded else target
     pool: Any = _manager(proxy).connection_from_host(host, parts.port, parts.scheme)
     if not issubclass(pool.ConnectionCls, _Guarded):
         pool.ConnectionCls = _guarded(pool.ConnectionCls)
     response = pool.urlopen(
-        *("GET", "http://forwarded/" if forwarded else "/"),  # _Guarded.request puts _thread.target in its place
+        *("GET", "http://forwarded/" if forwarded else "/"),  # _Guarded.request sends _thread.target instead
         headers=_headers(url, cookies),
         retries=False,
         redirect=False,
@@ -177,7 +178,7 @@ def _headers(url: str, cookies: CookieJar) -> dict[str, str]:
 
 
 def _manager(proxy: str) -> PoolManager:
-    """This thread's connections, directly or through a proxy. Few stay open: macOS allows a process 256 files."""
+    """This thread's connection pools, direct or through a proxy. Few connections are kept: macOS allows 256 files."""
     managers = _thread.__dict__.setdefault("managers", {})
     key = proxy, os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or where()
     if key not in managers:
@@ -204,13 +205,13 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
 
 @functools.cache
 def _tls_context(bundle: str) -> ssl.SSLContext:
-    """One for all threads: reading the certificates takes 10 ms. Raises UserError."""
+    """The TLS context, shared by all threads because reading the certificates takes 10 ms. Raises UserError."""
     context = create_urllib3_context()
     try:
         context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
     except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
         reason = error.strerror or str(error)
-        raise UserError(f"the CA bundle {bundle} cannot be read: {reason}; mend REQUESTS_CA_BUNDLE") from None
+        raise UserError(f"the CA bundle {bundle} cannot be read: {reason}; fix REQUESTS_CA_BUNDLE") from None
     return context
 
 
@@ -221,7 +222,7 @@ def _guarded(connection: type) -> type:
 
 # --- connections ------------------------------------------------------------------------------------------------------
 class _TimedFile(io.RawIOBase):
-    """A socket's file whose reads share the attempt's deadline: a timeout per read would restart with each byte that a
+    """A socket's file whose reads share the attempt's deadline. A timeout per read would restart with each byte that a
     slow server sends."""
 
     def __init__(self, file: io.BufferedReader, sock: socket.socket) -> None:
@@ -240,7 +241,7 @@ class _TimedFile(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
-    """A response whose head is read as browsers and curl read it."""
+    """A response whose status line and headers are parsed as browsers and curl parse them."""
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -251,9 +252,9 @@ class _Response(HTTPResponse):
         while 100 <= status < 200 and status != 101:  # interim responses, such as early hints
             version, status, reason = self._read_status()  # type: ignore[attr-defined]
             headers = _read_headers(self.fp)
-        # http.client decides on the length; of its own parser it sees the headers that it needs.
+        # http.client determines the body's length; its own parser gets only the headers needed for this.
         framing = [f"{name}: {value}\r\n" for name, value in headers.items() if name.lower() in _FRAMING]
-        version = version if version == "HTTP/1.0" else "HTTP/1.1"  # some say HTTP/2 over a connection of HTTP/1.1
+        version = version if version == "HTTP/1.0" else "HTTP/1.1"  # some write HTTP/2 on an HTTP/1.1 connection
         source, head = self.fp, f"{version} {status} {reason.strip()}\r\n{''.join(framing)}\r\n"
         self.fp = io.BytesIO(head.encode("latin-1"))
         try:
@@ -264,8 +265,8 @@ class _Response(HTTPResponse):
 
 
 def _read_headers(file: Any) -> HTTPMessage:
-    """Headers up to the empty line, decoded as latin-1. A line without colon, or with a name that is no token, is
-    dropped. Raises HTTPException if they are too many."""
+    """Read the headers up to the empty line, as latin-1. A line without a colon is dropped, and so is a line whose name
+    is not a token. Raises HTTPException for too many headers or bytes."""
     fields: list[str] = []
     size = 0
     while (line := file.readline(_MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n", b""):
@@ -273,7 +274,7 @@ def _read_headers(file: Any) -> HTTPMessage:
         if size > _MAX_HEADER_BYTES or len(fields) == _MAX_HEADERS:
             raise HTTPException(f"more than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them")
         text = line.decode("latin-1").rstrip("\r\n")
-        if text[:1] in (" ", "\t") and fields:  # a continued line
+        if text[:1] in (" ", "\t") and fields:  # a continuation line
             fields[-1] += " " + text.strip()
         else:
             fields.append(text)
@@ -286,8 +287,8 @@ def _read_headers(file: Any) -> HTTPMessage:
 
 
 class _Guarded:
-    """Connections of urllib3 that reach only addresses that the attempt admits, kept-alive ones included, and whose
-    connecting, status line, headers and body all keep its deadline."""
+    """A urllib3 connection that reaches only addresses that the attempt admits, even if it was kept alive. Connecting,
+    status line, headers and body all share the attempt's deadline."""
 
     response_class = _Response
     sock: Any
@@ -296,34 +297,34 @@ class _Guarded:
     socket_options: Any
 
     def request(self, method: str, _url: str, *args: Any, **kwargs: Any) -> None:
-        """The target is sent byte for byte: urllib3 would change the escapes that a signature covers."""
-        if self.sock is not None:  # kept alive from an earlier request with other rules
+        """Send the target byte for byte: urllib3 would change escapes that the URL's signature covers."""
+        if self.sock is not None:  # kept alive; the earlier request may have had other rules
             _thread.attempt.admit(self.sock.getpeername()[0], connected=True)
         super().request(method, _thread.target, *args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers. Raises ImageError, OSError.
 
-        The system's name look-up cannot be interrupted; only its own limit (seconds) bounds it.
+        The system's name lookup cannot be interrupted; it ends by its own limit of some seconds.
         """
         if hasattr(self, "_socks_options"):  # PySocks connects by itself
             return super()._new_conn()  # type: ignore[misc]
         try:
             found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         except OSError:
-            socket.socket().close()  # raises EMFILE where that is why the name server could not be asked
+            socket.socket().close()  # raises EMFILE if too many open files made the lookup fail
             raise
         failure: Exception = OSError("the name has no address")
         for index, info in enumerate(found):
-            try:  # a dead address leaves time for the others
+            try:  # a dead address must leave time for the others
                 return self._connect(info, _thread.attempt.remaining_s() / (len(found) - index))
             except (OSError, ImageError) as error:
-                failure = failure if isinstance(failure, ImageError) else error  # a blocked address explains more
+                failure = failure if isinstance(failure, ImageError) else error  # "blocked" is the better reason
         raise failure
 
     def _connect(self, info: tuple[Any, ...], timeout_s: float) -> socket.socket:
         family, kind, protocol, _, address = info
-        _thread.attempt.admit(address[0], connected=False)  # send not even a SYN
+        _thread.attempt.admit(address[0], connected=False)  # before even a SYN is sent
         sock = socket.socket(family, kind, protocol)
         try:
             for option in self.socket_options or []:

@@ -1,4 +1,4 @@
-"""Fair turns among hosts: a slow host never holds up the others."""
+"""Fair scheduling among hosts: a slow host never delays the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class HostQueue(Generic[T]):
-    """Waiting jobs. The next one belongs to the host with the fewest jobs in flight, then to the longest waiting host.
+    """Waiting jobs. Next is a job of the host with the fewest jobs in flight or, if equal, of the longest waiting host.
 
     At most `per_host` jobs of a host are in flight at once (0: no limit). Each call costs O(log hosts).
     """
@@ -29,7 +29,7 @@ class HostQueue(Generic[T]):
         self._size = 0
 
     def __len__(self) -> int:
-        """Waiting jobs."""
+        """Number of waiting jobs."""
         return self._size
 
     def put(self, host: Hashable, job: T) -> None:
@@ -43,7 +43,7 @@ class HostQueue(Generic[T]):
         """The next job, counted as in flight until done() is called for its host; None if none may start now."""
         while self._heap:
             counted, _, host = heapq.heappop(self._heap)
-            if counted != self._in_flight[host]:  # fewer since it was pushed
+            if counted != self._in_flight[host]:  # it has fewer now than when it was pushed
                 self._line_up(host)
                 continue
             job = self._waiting[host].popleft()
@@ -56,7 +56,7 @@ class HostQueue(Generic[T]):
         return None
 
     def done(self, host: Hashable) -> None:
-        """A job of this host is no longer in flight."""
+        """Note that a job of this host is no longer in flight."""
         self._in_flight[host] -= 1
         if not self._in_flight[host]:
             del self._in_flight[host]
@@ -69,10 +69,10 @@ class HostQueue(Generic[T]):
 
 
 class HostPool(Generic[T]):
-    """n_threads threads that take jobs from a HostQueue; at most `per_host` of them (0: any number) serve one host.
+    """Up to `n_threads` daemon threads that run jobs from a HostQueue, at most `per_host` (0: no limit) for one host.
 
-    Daemon threads: the interpreter joins ThreadPoolExecutor's at exit, which kept a script 30 s (two attempts of 15 s)
-    for one silent server.
+    Not a ThreadPoolExecutor, because the interpreter joins its threads at exit: one silent server delayed the exit of a
+    script by 30 s (two attempts of 15 s).
     """
 
     def __init__(self, n_threads: int, per_host: int) -> None:
@@ -92,7 +92,7 @@ class HostPool(Generic[T]):
         return future
 
     def close(self) -> None:
-        """Start nothing more, and do not wait for running jobs."""
+        """Start no more jobs. Does not wait for running jobs."""
         with self._changed:
             self._is_open = False
             self._changed.notify_all()

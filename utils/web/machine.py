@@ -1,4 +1,4 @@
-"""Tell faults of this machine from faults of hosts and images: no network, no name server, no memory."""
+"""Distinguish faults of this machine (no network, no name server, no memory) from faults of hosts and images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from utils.errors import ImageError, UserError
 from utils.web.guard import behind_proxy, proxy_of
 
 T = TypeVar("T")
-MIN_SUSPECTS, MIN_SUSPECTS_S = 50, 10  # failures in a row, and seconds, before the machine is checked
+MIN_SUSPECTS, MIN_SUSPECTS_S = 50, 10  # the machine is checked after this many failures in a row and seconds
 _SUSPECT = re.compile(
     r"connection: (no name server answered|no route|proxy not reached)|bad_image: (\w+: not enough memory|MemoryError)"
 )
-DECODER_BYTES = 300_000_000  # what an image of 100 megapixels takes
+DECODER_BYTES = 300_000_000  # memory to decode an image of 100 megapixels
 _NO_ROUTE = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 _NO_ANSWER = {socket.EAI_AGAIN, socket.EAI_FAIL}
-if sys.platform != "linux":  # elsewhere a name server that is silent and a name that is unknown look the same
+if sys.platform != "linux":  # elsewhere, a silent name server and an unknown name cause the same error
     _NO_ANSWER.add(socket.EAI_NONAME)
 
 
 def fault_of(error: BaseException) -> str:
-    """What this machine has run out of, and the remedy, if an error of a download says so; else ""."""
+    """The resource that this machine ran out of, and the remedy; "" if a download's error has another cause."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many open files; raise the limit (ulimit -n), or lower DOWNLOAD_WORKERS"
@@ -38,7 +38,7 @@ def fault_of(error: BaseException) -> str:
 
 
 def symptom(error: BaseException) -> str:
-    """A failure that a machine without network would have with every host, in words; else ""."""
+    """Describe an error that a machine without network gets for every host; "" for any other error."""
     if isinstance(error, ProxyError):
         return "proxy not reached"
     if isinstance(error, socket.gaierror):
@@ -47,7 +47,7 @@ def symptom(error: BaseException) -> str:
 
 
 def machine_fault() -> str:
-    """Why this machine can fetch no image, and the remedy; "" if it can. Asks for memory, a route and one name."""
+    """Why this machine cannot fetch any image, and the remedy; "" if it can. Tests memory, a route and one name."""
     try:
         bytearray(DECODER_BYTES)
         if behind_proxy():
@@ -61,9 +61,7 @@ def machine_fault() -> str:
         return "no memory is left for them; lower DOWNLOAD_WORKERS or MAX_IMAGE_PIXELS"
     except OSError as error:
         if behind_proxy():
-            return (
-                f"the proxy does not answer ({error.strerror or error}); start it, or mend HTTP_PROXY and HTTPS_PROXY"
-            )
+            return f"the proxy does not answer ({error.strerror or error}); start it, or fix HTTP_PROXY and HTTPS_PROXY"
         return "no name server answers; check the network, and run this again" if symptom(error) else ""
     return ""
 
@@ -78,17 +76,17 @@ def _has_route(address: str) -> bool:
 
 
 class Suspects(Generic[T]):
-    """Holds back results whose failure may be this machine's fault, until another result or a check tells.
+    """Holds back failures that may be this machine's fault, until another result or machine_fault() decides.
 
-    A list with dead hosts never ends a run: a result of another kind acquits the machine, and so does machine_fault().
+    A list with dead hosts never ends a run: any other result shows that the machine works, and so may machine_fault().
     """
 
     def __init__(self) -> None:
         self._held: list[T] = []
-        self._n_in_a_row, self._since = 0, 0.0  # since: time.monotonic() of the first one
+        self._n_in_a_row, self._since = 0, 0.0  # since: time.monotonic() of the first failure
 
     def sort(self, result: T, error: ImageError | None) -> list[T]:
-        """The results that are not suspect, or no longer. Raises UserError if the machine is at fault."""
+        """Add a result; return all results that are not or no longer suspect. Raises UserError for a machine fault."""
         self._held.append(result)
         if error is None or not _SUSPECT.match(str(error)):
             self._n_in_a_row = 0
@@ -100,7 +98,7 @@ class Suspects(Generic[T]):
         return self.release() if is_time and self._n_in_a_row >= MIN_SUSPECTS else []
 
     def release(self) -> list[T]:
-        """All results held, for when no other comes before they are taken. Raises UserError as sort() does."""
+        """Return all results held, for when no other result will follow. Raises UserError as sort() does."""
         if self._n_in_a_row >= MIN_SUSPECTS:
             if fault := machine_fault():
                 raise UserError(f"{self._n_in_a_row} downloads in a row failed: {fault}")

@@ -1,4 +1,4 @@
-"""Read the url field of a list as browsers do: http(s), data: and file: URLs, and plain paths."""
+"""Parse an item's url as browsers do: http(s), data: and file: URLs, and plain paths."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import idna
 from utils.errors import ImageError
 from utils.web.guard import literal_scope
 
-_MAX_LENGTH = 65_536  # of an http(s) URL; servers stop at 8 to 16 thousand
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![0-9]+(?:/|$))")  # neither a drive, C:, nor a port, localhost:80
+_MAX_LENGTH = 65_536  # characters of an http(s) URL; servers accept 8 to 16 thousand
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![0-9]+(?:/|$))")  # not a drive (C:) or a port (localhost:80)
 _PATH_LIKE = re.compile(r"(?:[A-Za-z]:|\.\.?)[\\/]|\\|/(?!/)")  # C:\ ./ ../ \ /
 _NAMED_HOST = re.compile(r"https?://(?:[a-z0-9_-]+\.)+([a-z]{2,})(?::[0-9]+)?(?:[/?#]|$)", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
-# Source: WHATWG URL, for the code points that are escaped in each part, and those that no host has.
+# The code points that are escaped in each part of a URL, and those that no host contains. Source: WHATWG URL.
 _IN_PATH = re.compile(r"""[^\x21$%&'()*+,\-./0-9:;=@A-Z\[\\\]_a-z~]""")  # Chromium escapes |, too
 _IN_QUERY = re.compile(r"""[\x00-\x20"#<>'\x7f-\U0010ffff]""")
 _IN_USERINFO = re.compile(r"[^!$%&'()*+,\-.0-9A-Z_a-z~:]")
 _ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_NO_HOST = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f*]|^$")  # and no wildcard
+_NO_HOST = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f*]|^$")  # * is ours: a wildcard is not a host
 
 
 def scheme_of(url: str) -> str:
@@ -38,9 +38,9 @@ def scheme_of(url: str) -> str:
 
 
 def http_url(url: str) -> str:
-    """The http(s) URL to request: what can be sent stays byte for byte, the rest is escaped; no fragment.
+    """The http(s) URL to request: valid characters stay byte for byte, others are escaped, the fragment is removed.
 
-    Raises ImageError("bad_url"). Source: WHATWG URL, as browsers do.
+    Raises ImageError("bad_url"). Source: WHATWG URL, which browsers follow.
     """
     cleaned = _trim(url)
     if len(cleaned) > _MAX_LENGTH:
@@ -51,7 +51,7 @@ def http_url(url: str) -> str:
     userinfo, at, host_and_port = authority.rpartition("@")
     try:
         host = _host_and_port(host_and_port, _PORTS[scheme.lower()])
-    except ValueError as error:  # UnicodeError, which idna raises, is one
+    except ValueError as error:  # or idna's UnicodeError, a ValueError
         raise ImageError("bad_url", str(error)) from None
     path = _escaped(_IN_PATH, _without_dots("/" + path))
     return (
@@ -60,7 +60,7 @@ def http_url(url: str) -> str:
 
 
 def resolve(base: str, location: str) -> str:
-    """The URL that a redirect from the http_url `base` leads to, before http_url: `location` may be relative."""
+    """Resolve a redirect's `location`, which may be relative, against `base`, a URL from http_url()."""
     location = _trim(location)
     scheme, _, rest = base.partition("://")
     if location.lower().startswith(f"{scheme}:") and not re.match(r"[/\\]{2}", location[len(scheme) + 1 :]):
@@ -81,7 +81,7 @@ def resolve(base: str, location: str) -> str:
 def _host_and_port(text: str, default: int) -> str:
     match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,9}))?", text)
     if not match:
-        raise ValueError(f"{text[:200]!r} is no host")
+        raise ValueError(f"{text[:200]!r} is not a host")
     port = int(match[2] or default)
     if not 0 < port < 65_536:
         raise ValueError(f"port {port}")
@@ -89,7 +89,7 @@ def _host_and_port(text: str, default: int) -> str:
 
 
 def _ascii_host(host: str) -> str:
-    """A name in ASCII, or an address in its usual spelling. Raises ValueError.
+    """Convert a host name to ASCII, and an IP address to its usual spelling. Raises ValueError.
 
     Source: WHATWG URL. UTS 46 without transitional rules allows emoji, as browsers do; IDNA 2008 does not.
     """
@@ -98,24 +98,24 @@ def _ascii_host(host: str) -> str:
     host = urllib.parse.unquote(host)
     host = host.lower() if host.isascii() else idna.uts46_remap(host, std3_rules=False, transitional=False)
     if not all(idna.valid_contextj(host, at) for at, letter in enumerate(host) if letter in "\u200c\u200d"):
-        raise ValueError(f"{host[:200]!a} joins letters that cannot be joined")
+        raise ValueError(f"{host[:200]!a} has a zero-width joiner where none is allowed")
     labels = [label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in host.split(".")]
     host = ".".join(labels)
     if labels[-1] == "":
         labels.pop()
     if _NO_HOST.search(host) or not all(0 < len(label) < 64 for label in labels) or len(host) > 254:
-        raise ValueError(f"{host[:200]!r} is no host")
+        raise ValueError(f"{host[:200]!r} is not a host")
     if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
         try:
             return socket.inet_ntoa(socket.inet_aton(".".join(labels)))  # also 127.1, 0x7f000001, ...
         except OSError:
-            raise ValueError(f"{host!r} is no address") from None
+            raise ValueError(f"{host!r} is not an address") from None
     return host
 
 
 def _without_dots(path: str) -> str:
-    """The path after its . and .. segments, which may be escaped, have been followed. Other segments stay, also empty
-    ones: an object store's key may begin with a slash."""
+    """Resolve the . and .. segments of a path, which may be escaped. All other segments stay, even empty ones, because
+    an object store's key may begin with a slash."""
     kept, dots = list[str](), ""
     for segment in path.split("/")[1:]:
         dots = segment.lower().replace("%2e", ".")
@@ -136,10 +136,10 @@ def _escaped(pattern: re.Pattern[str], text: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL names this machine or a private network: file://, what looks like a path, localhost, a loopback or
-    private address. Asks no name server. Addresses that are always refused (link-local ...) are not local."""
+    """Whether a URL names this machine or a private network: a file: URL, a path, localhost, a loopback or private
+    address. Sends no DNS query. Addresses that are always refused (link-local ...) are not local."""
     if (named := _NAMED_HOST.match(url)) and named[1].lower() not in ("localhost", "localdomain"):
-        return False  # nearly every URL of a list; a hundred times faster
+        return False  # a hundred times faster for nearly every URL of a list
     if scheme_of(url) not in ("http", "https"):
         return names_path(url)
     try:
@@ -157,7 +157,7 @@ def queue_host(url: str) -> str:
 
 
 def names_path(url: str) -> bool:
-    """Whether it is a file: URL, or looks like a path: absolute, ./ or ../, a drive letter."""
+    """Whether a URL is a file: URL, or looks like a path: absolute, with ./ or ../, or with a drive letter."""
     return scheme_of(url) == "file" or bool(scheme_of(url) == "" and _PATH_LIKE.match(url))
 
 
@@ -177,18 +177,18 @@ def local_path(url: str) -> Path:
 
 
 def is_file(url: str) -> bool:
-    """Whether a URL names a file of this machine, which is read where it lies."""
+    """Whether a URL names a file on this machine, which is read in place and not cached."""
     return scheme_of(url) in ("", "file")
 
 
 def is_below(path: Path, folders: Iterable[str]) -> bool:
-    """Whether a path lies in or below one of the folders, absolute paths; links are not followed."""
+    """Whether a path is in or below one of `folders` (absolute paths). Links are not followed."""
     whole = Path(os.path.normpath(path.absolute()))
     return any(whole.is_relative_to(folder) for folder in folders)
 
 
 def find_files(urls: Mapping[str, str], folders: Sequence[str] | None) -> dict[str, Path]:
-    """id -> file, of `urls` (id -> url) that name a file of this machine, in or below `folders` (None: anywhere)."""
+    """Return id -> path of the local files in `urls` (id -> url) that are in or below `folders` (None: anywhere)."""
     found = {}
     for id_, url in urls.items():
         with contextlib.suppress(ImageError, OSError, ValueError):
@@ -198,7 +198,7 @@ def find_files(urls: Mapping[str, str], folders: Sequence[str] | None) -> dict[s
 
 
 def data_bytes(url: str, max_bytes: int) -> bytes:
-    """The bytes inside a data: URL. Raises ImageError("bad_url" or "too_large")."""
+    """Decode the bytes in a data: URL. Raises ImageError("bad_url" or "too_large")."""
     head, comma, data = _trim(url).partition(",")
     if not comma:
         raise ImageError("bad_url", "a data: URL without a comma")
@@ -214,5 +214,5 @@ def data_bytes(url: str, max_bytes: int) -> bytes:
 
 
 def _trim(url: str) -> str:
-    """Without surrounding blanks and control characters, tabs and newlines: browsers drop them."""
+    """Remove surrounding blanks and control characters, and all tabs and newlines, as browsers do."""
     return url.strip("".join(map(chr, range(33)))).translate({9: None, 10: None, 13: None})
