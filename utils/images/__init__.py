@@ -1,1 +1,1 @@
-"""Image files: formats by content, decoding as browsers show, preprocessing, the cache of originals, copies to show."""
+"""Image files: formats, decoding as browsers do, preprocessing, the cache of originals, and copies for people."""

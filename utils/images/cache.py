@@ -14,16 +14,16 @@ from typing import Any, BinaryIO
 from utils.images.formats import EXTENSIONS, identify
 
 MIN_FREE_SHARE = 0.1  # caching stops when a smaller share of the disk is free
-ABANDONED_S = 3600  # a temporary file that nobody has written to for so long belongs to a killed run
+ABANDONED_S = 3600  # a temporary file that has not changed for this long belongs to a killed run
 _TEMPORARY = re.compile(r"\.[0-9a-f-]{36}\.[a-z0-9]+\.\d+\.tmp")  # ".{id}{extension}.{pid}.tmp"
 
 
 class ImageCache:
-    """The folder `directory` ("" caches nothing) with at most `max_bytes` in it.
+    """The folder `directory` ("" = no cache) with at most `max_bytes` in it.
 
-    `used` is multiprocessing's Value("q"), shared by all processes that add: the bytes in the folder. `full` is the
-    reason why caching has stopped, "" before that. Readers see complete files only. A full or read-only disk raises
-    nothing: caching stops and embedding goes on. `files`: id -> originals that lie elsewhere on this machine.
+    `used` is a multiprocessing Value("q") with the bytes in the folder, shared by all processes that add files.
+    `files` maps ids to originals outside the folder. `full` is the reason why caching has stopped, or "". Readers see
+    only complete files. A full or read-only disk raises no error: caching stops and embedding goes on.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ImageCache:
         self._used, self._files = used, files or {}
 
     def find(self, id_: str) -> Path | None:
-        """Path of the original of `id_`, in the cache or where it lies; None if it is in neither place."""
+        """Path of the original of `id_`, from `files` or in the cache; None if neither has it."""
         if id_ in self._files or self.directory is None:
             return self._files.get(id_)
         stem = self.directory / id_[:2] / id_
@@ -43,7 +43,7 @@ class ImageCache:
         return next((path for path in candidates if path.is_file()), None)
 
     def add(self, id_: str, file: BinaryIO) -> None:
-        """Store the bytes of the image `file` under `id_`, unless the cache is full or unwritable."""
+        """Store the bytes of the image `file` under `id_`, unless the cache is full or not writable."""
         if self.directory is None or self.full:
             return
         path = self.directory / id_[:2] / f"{id_}{identify(file)[1]}"
@@ -62,7 +62,7 @@ class ImageCache:
                 temporary.unlink()
 
     def size(self) -> tuple[int, int]:
-        """(files, bytes) in the cache, counted by walking it: about a second per 200,000 files.
+        """Count (files, bytes) in the cache by walking it, which takes about a second per 200,000 files.
 
         The walk also removes the temporary files of killed runs.
         """
@@ -78,7 +78,7 @@ class ImageCache:
         return n_files, n_bytes
 
     def _has_room(self, size: int) -> bool:
-        """Whether `size` more bytes are within the limits; if so, they count as used."""
+        """Whether `size` more bytes fit within the limits. If so, they are added to `used`."""
         disk = shutil.disk_usage(self.directory or ".")
         if disk.free < MIN_FREE_SHARE * disk.total:
             self.full = f"less than {MIN_FREE_SHARE:.0%} of the disk is free"

@@ -1,4 +1,4 @@
-"""Conversion to sRGB from the color space that an image file declares, as browsers convert."""
+"""Convert images to sRGB from the color space that their file declares, as browsers do."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageCms
 
-MAX_PROFILE_BYTES = 4_000_000  # larger profiles are ignored; a printer's has 0.5 to 2.5 MB
+MAX_PROFILE_BYTES = 4_000_000  # larger profiles are ignored; printer profiles have 0.5 to 2.5 MB
 _CHANNELS = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # color space of a profile -> Pillow's mode
-_INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC  # without black point compensation, as browsers convert
-_SAME = 1  # of 255: a profile that changes no color by more counts as sRGB and costs nothing
-_D50 = np.array([0.9642, 1.0, 0.8249])  # white of every ICC profile
+_INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC  # without black point compensation, as in browsers
+_SAME = 1  # of 255: a profile that changes no color by more than this counts as sRGB and is skipped
+_D50 = np.array([0.9642, 1.0, 0.8249])  # white point of every ICC profile
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """An L, RGB or CMYK image in sRGB. As in browsers, a damaged `profile` or one of other channels is ignored."""
+    """Convert an L, RGB or CMYK image to sRGB. A `profile` that is damaged or for other channels is ignored."""
     mode, transform = _transform(profile)
     if mode == "RGB" and image.mode == "L":
         image = image.convert("RGB")
@@ -30,13 +30,13 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether to_srgb() changes nothing."""
+    """Whether to_srgb() changes no color of an image with this profile."""
     return _transform(profile)[1] is None
 
 
 @functools.lru_cache(maxsize=16)  # photos of one camera or site share a profile
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Mode of the pixels that the profile describes; transform to sRGB, or None if there is nothing to convert."""
+    """(Pillow mode of the profile's color space, "" if unusable; transform to sRGB, None if it would change nothing)."""
     if not is_profile(profile):
         return "", None
     try:
@@ -53,22 +53,22 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
 
 
 def _sample(mode: str) -> Image.Image:
-    """A grid of colors of `mode`."""
+    """An image with a grid of the colors of `mode`."""
     n = len(mode) if mode != "L" else 1
     levels = np.linspace(0, 255, 17 if n > 1 else 256).astype(np.uint8)
     return Image.frombytes(mode, (len(levels) ** n, 1), np.stack(np.meshgrid(*[levels] * n), -1).tobytes())
 
 
 def is_profile(data: bytes) -> bool:
-    """Whether `data` begins as an ICC profile of a usable size and is not cut off."""
+    """Whether `data` starts like an ICC profile, is not cut off, and has at most MAX_PROFILE_BYTES."""
     return data[36:40] == b"acsp" and int.from_bytes(data[:4], "big") <= len(data) <= MAX_PROFILE_BYTES
 
 
 def matrix_profile(primaries: Sequence[float], curve: Sequence[float]) -> bytes:
-    """An ICC profile for RGB.
+    """Build an ICC profile for RGB.
 
     primaries: x and y of white, red, green and blue. curve: parameters of an ICC parametric curve, a gamma (g,) or
-    (g, a, b, c, d). Raises ValueError if the primaries span no space. Source: ICC.1:2010, 8.3 and 10.18.
+    (g, a, b, c, d). Raises ValueError if the primaries span no color space. Source: ICC.1:2010, 8.3 and 10.18.
     """
     x, y = np.array(primaries, float).reshape(4, 2).T
     with np.errstate(divide="raise", invalid="raise"):
@@ -93,5 +93,5 @@ def matrix_profile(primaries: Sequence[float], curve: Sequence[float]) -> bytes:
 
 
 def _fixed(values: Iterable[float]) -> bytes:
-    """ICC's s15Fixed16 numbers."""
+    """Encode numbers as ICC s15Fixed16."""
     return b"".join(struct.pack(">i", round(max(-32_768, min(32_767, float(value))) * 65_536)) for value in values)

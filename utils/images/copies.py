@@ -1,4 +1,4 @@
-"""Copies of images for people: in review folders what every file manager shows, thumbnails beside the report."""
+"""Copies of images for people: review copies that every file manager can show, and thumbnails for the report."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from utils.images.metadata import read_layout
 THUMBNAIL_SIDE = 128  # pixels of the longer side
 _THUMBNAIL_QUALITY = 80  # of JPEG: about 4 KB
 _REVIEW_QUALITY = 85  # of JPEG: about 0.3 MB at 1,600 pixels; artifacts are invisible at that size
-_CHECK_SIDE = 64  # pixels; a file that is copied is decoded only to see that it is a whole image
-_KEPT_BLOCKS = 3  # of 16 MB, which Pillow reuses; fresh memory for each large image costs a sixth of the time
-_HEAD_BYTES = 1 << 16  # a header that is longer counts as one that not every file manager reads
+_CHECK_SIDE = 64  # pixels; a file to copy is decoded at this size only to check that it is complete
+_KEPT_BLOCKS = 3  # blocks of 16 MB that Pillow reuses; new memory for each large image costs a sixth of the time
+_HEAD_BYTES = 1 << 16  # a file with a longer header counts as one that not every file manager can show
 
 
 def write_review_copy(source: Path, stem: Path, max_side: int, max_pixels: int) -> Path:
-    """Write the image in `source` to the new file `stem` + extension as every file manager shows it; returns its path.
+    """Write the image in `source` to the new file `stem` + extension, so that every file manager can show it.
 
-    That is the file byte for byte if shows_everywhere(), or if `max_side` is 0. Else an upright JPEG in sRGB, or a PNG
-    where anything is transparent, of the first frame. Raises ImageError, also for a file that is cut off, and OSError.
+    The file is copied byte for byte if shows_everywhere(), or if `max_side` is 0. Otherwise the copy has the first
+    frame, upright and in sRGB, as JPEG, or as PNG if anything is transparent. Returns the path of the copy. Raises
+    OSError, and ImageError for an unusable image, for example a truncated one.
     """
     Image.core.set_blocks_max(_KEPT_BLOCKS)
     with source.open("rb") as file:
@@ -51,9 +52,9 @@ def write_review_copy(source: Path, stem: Path, max_side: int, max_pixels: int) 
 def shows_everywhere(
     file: BinaryIO, max_side: int, is_srgb: Callable[[bytes], bool] = lambda profile: not profile
 ) -> bool:
-    """Whether a file is a JPEG, PNG, GIF or BMP, upright, sRGB and at most `max_side` wide and high, by its header.
+    """Whether a file's header shows an upright sRGB JPEG, PNG, GIF or BMP of at most `max_side` pixels per side.
 
-    Raises ImageError(not_an_image). Leaves `file` at its beginning.
+    Raises ImageError(not_an_image). Rewinds `file`.
     """
     name, _ = identify(file)
     head = file.read(_HEAD_BYTES)
@@ -65,7 +66,7 @@ def shows_everywhere(
 
 
 def write_copy(file: BinaryIO, stem: Path) -> Path:
-    """Write the bytes of `file` to the new file `stem` + the extension of its format; returns its path.
+    """Copy the bytes of `file` to the new file `stem` + the extension of its format; returns the new path.
 
     Raises ImageError(not_an_image), and OSError if the copy cannot be written.
     """
@@ -83,9 +84,9 @@ def thumbnail_path(id_: str) -> str:
 def make_thumbnails(
     ids: Iterable[str], cache: ImageCache, folder: Path, max_pixels: int, tick: Callable[[], object]
 ) -> set[str]:
-    """Make the thumbnails that are missing or older than their cached image; returns the ids that have one.
+    """Make the thumbnails that are missing or older than their image; returns the ids that have a thumbnail.
 
-    `tick` is called after each id. Threads use all cores, for decoding frees the GIL.
+    `tick` is called after each id. Threads use all cores, because decoding releases the GIL.
     """
 
     def make_one(id_: str) -> str:

@@ -26,8 +26,8 @@ from utils.images.metadata import (
 )
 
 # A JPEG is decoded at the smallest scale that keeps DRAFT times the side that the caller needs. With EfficientNet-Lite0
-# on 152 photo crops, 450 to 2,000 pixels high, the cosine to the full decode was below 0.999 for 39 crops at 2 and for
-# 10 at 3, as many as with Pillow's best reduction. Photos of 12 megapixels are decoded at 1/4 either way.
+# on 152 photo crops, 450 to 2,000 pixels high, the cosine to the full decode was below 0.999 for 39 crops with DRAFT 2
+# and for 10 crops with DRAFT 3, as with Pillow's best reduction. Both decode photos of 12 megapixels at 1/4.
 DRAFT = 3
 _UPRIGHT = {  # EXIF orientation -> the transpose that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,16 +41,16 @@ _UPRIGHT = {  # EXIF orientation -> the transpose that turns the image upright
 _END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"  # markers; coded pixels never contain these bytes
 _N_FILL = 64  # bytes appended to a JPEG without end marker
 _MIN_ZEROS = 64  # this many zeros at the end of a file are not coded pixels
-_MAX_SCANS = 500  # of a progressive JPEG, which has about 10: each scan of a few bytes can cost a pass over all pixels
-# In the messages of Pillow about a file that ends too early.
+_MAX_SCANS = 500  # of a progressive JPEG (10 are usual): a scan of a few bytes can cost a pass over all pixels
+# Words in Pillow's messages about a file that ends too early.
 _CUT_OFF = ("runcated", "not enough image data", "buffer is not large enough", "Reached EOF", "but only got")
 
 
 def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Image.Image:
-    """The first frame as RGB, as browsers show it: upright, in sRGB, on white where transparent, 16 bits scaled to 8.
+    """Decode the first frame to RGB as browsers show it: upright, sRGB, transparency on white, 16 bits scaled to 8.
 
-    `min_side`: pixels that the caller needs on the shortest side. A JPEG is then decoded at 1/2, 1/4 or 1/8, with at
-    least DRAFT * min_side pixels left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
+    `min_side`: pixels that the caller needs on the shortest side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
+    if DRAFT * min_side pixels are left. Raises ImageError: not_an_image, too_many_pixels, truncated, bad_image.
     """
     with _opened(file, max_pixels) as (image, metadata):
         if min_side:
@@ -66,7 +66,7 @@ def decode(file: BinaryIO, max_pixels: int, min_side: int | None = None) -> Imag
 
 
 def decode_within(file: BinaryIO, max_pixels: int, max_side: int) -> Image.Image:
-    """As decode(), but at most `max_side` wide and high, and RGBA where anything is transparent."""
+    """Like decode(), but scaled to at most `max_side` pixels per side, and RGBA if anything is transparent."""
     with _opened(file, max_pixels) as (image, metadata):
         ratio = min(1, max_side / max(image.size))
         size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
@@ -81,9 +81,9 @@ def decode_within(file: BinaryIO, max_pixels: int, max_side: int) -> Image.Image
 
 @contextlib.contextmanager
 def _opened(file: BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, Metadata]]:
-    """The image before its pixels are decoded. Every exception of a decoder in the block becomes an ImageError."""
+    """Open an image without decoding its pixels. Every exception of a decoder in the block becomes an ImageError."""
     name, _ = identify(file)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels is the limit
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd or large files; max_pixels limits the size
     try:
         yield _open_with_metadata(file, name, max_pixels)
     except ImageError:
@@ -109,13 +109,13 @@ def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Ima
 
         pillow_heif.register_heif_opener()
     image = _open(file, name, max_pixels)
-    image.info.pop("xmp", None)  # Pillow would rotate a TIFF by it
+    image.info.pop("xmp", None)  # Pillow would rotate a TIFF by its XMP
     is_animated_webp = name == "WEBP" and getattr(image, "is_animated", False)
     profile = b"" if is_animated_webp else image.info.get("icc_profile") or b""
     if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself, and pillow-heif HEIC
         return image, Metadata(profile=profile)
     file.seek(0)
-    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")  # Pillow puts AVIF's own rotation there
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")  # with AVIF's own rotation, which Pillow adds
     return image, Metadata(read_orientation(exif), profile or avif_profile(file.read(AVIF_HEAD)))
 
 
@@ -128,7 +128,7 @@ def _open_jpeg(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, Metadata]:
     except (OSError, ValueError, LookupError, ArithmeticError):
         if not header:
             raise
-        image = _open(io.BytesIO(header + data[start:]), "JPEG", max_pixels)  # without the metadata that it cannot read
+        image = _open(io.BytesIO(header + data[start:]), "JPEG", max_pixels)  # without the unreadable metadata
     _check_jpeg(data, start, image)
     if data.rfind(_END_OF_JPEG) < start and _has_all_pixels(header + data[start:]):
         image = _open(io.BytesIO(header + data[start:] + _END_OF_JPEG), "JPEG", max_pixels)
@@ -136,7 +136,7 @@ def _open_jpeg(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, Metadata]:
 
 
 def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    # Also limits pictures inside the file (an icon holds PNGs); Pillow raises at twice this number.
+    # This also limits images inside the file (an icon can contain PNGs). Pillow raises at twice this number.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     image = Image.open(file, formats=[name])
     if image.width * image.height > max_pixels:
@@ -152,14 +152,14 @@ def _is_truncated(file: BinaryIO, error: Exception) -> bool:
     file.seek(0)
     data = file.read()
     cut_off = is_cut_off(data)
-    if cut_off is None:  # the decoder looked for more of the header
+    if cut_off is None:  # other formats: the decoder needed more of the header
         return isinstance(error, UnidentifiedImageError) and position >= len(data)
     return cut_off
 
 
 def _check_jpeg(jpeg: bytes, start: int, image: Image.Image) -> None:
-    """Raises ImageError for files that the decoder would accept: with zeros in place of their end (a preallocated file,
-    which decodes to gray), or with so many scans that a few megabytes take hours. `start`: of the first scan."""
+    """Raises ImageError for bad files that the decoder accepts: files that end in zeros (preallocated; they decode to
+    gray), and files with so many scans that a few megabytes take hours. `start`: position of the first scan."""
     n_zeros = len(jpeg) - len(jpeg.rstrip(b"\0"))
     if n_zeros >= _MIN_ZEROS and jpeg.rfind(_END_OF_JPEG) < start:  # zeros after the end marker are padding
         raise ImageError("truncated", f"JPEG: {n_zeros} zeros in place of its end")
@@ -168,7 +168,7 @@ def _check_jpeg(jpeg: bytes, start: int, image: Image.Image) -> None:
 
 
 def _has_all_pixels(jpeg: bytes) -> bool:
-    """Whether a JPEG without end marker is complete otherwise: missing pixels would depend on the bytes that follow."""
+    """Whether a JPEG without end marker has all its pixels: missing pixels would change with the bytes that follow."""
     if not has_all_scans(jpeg):
         return False
     digests = set()
@@ -188,7 +188,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colors as L, RGB or CMYK; alpha as L, None if nothing is transparent."""
+    """(colors as L, RGB or CMYK; alpha as L, or None if the image has no transparency)."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if image.mode in ("La", "RGBa"):  # premultiplied
@@ -203,10 +203,10 @@ def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale gray of more than 8 bits: integers to their high byte, as Pillow scales 16-bit RGB.
+    """Scale gray of more than 8 bits to 8 bits. Integers keep their high byte, as Pillow scales 16-bit RGB.
 
-    32-bit integers are taken for 16-bit ones (Pillow opens PNG and PPM so) unless a value exceeds 65,535. Floats range
-    from 0 to 1, else to 255, else to 65,535, by their maximum.
+    32-bit integers count as 16-bit (Pillow opens 16-bit PNG and PPM as 32-bit) unless a value exceeds 65,535. The
+    maximum of floats decides whether they range from 0 to 1, to 255 or to 65,535.
     """
     values = np.asarray(image)
     if image.mode == "F":

@@ -11,7 +11,7 @@ from utils.errors import ImageError
 _J2K = b"\xff\x4f\xff\x51"  # a JPEG 2000 codestream without boxes around it
 # Pillow's name of the format, the extension that file managers know, the first bytes.
 _FORMATS: list[tuple[str, str, tuple[bytes, ...]]] = [
-    ("JPEG", ".jpg", (b"\xff\xd8\xff",)),  # MPO too: a JPEG with more pictures behind it
+    ("JPEG", ".jpg", (b"\xff\xd8\xff",)),  # also MPO: a JPEG followed by more images
     ("PNG", ".png", (b"\x89PNG\r\n\x1a\n",)),
     ("GIF", ".gif", (b"GIF87a", b"GIF89a")),
     ("BMP", ".bmp", (b"BM",)),
@@ -22,7 +22,7 @@ _FORMATS: list[tuple[str, str, tuple[bytes, ...]]] = [
 ]
 EXTENSIONS = (*(extension for _, extension, _ in _FORMATS), ".webp", ".avif", ".heic")  # all that identify() returns
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_FOREIGN = {  # first bytes of files that come in place of images -> a name for people
+_FOREIGN = {  # first bytes, in lower case, of files that servers send instead of images -> name
     b"%pdf": "PDF",
     b"{": "JSON",
     b"8bps": "Photoshop",
@@ -87,7 +87,7 @@ def is_cut_off(data: bytes) -> bool | None:
     at = 0
     while at < len(data):  # top-level boxes
         length = int.from_bytes(data[at : at + 4], "big")
-        if length == 1:  # the length stands in the next field
+        if length == 1:  # the length is in the next field
             length = int.from_bytes(data[at + 8 : at + 16], "big")
         if length < 8:  # 0: up to the end of the file
             return False

@@ -1,7 +1,7 @@
-"""Split PNG and JPEG files into the data of their pixels and the metadata that decides how browsers show them.
+"""Split PNG and JPEG files into pixel data and the metadata that decides how browsers show them.
 
-Pillow refuses whole pictures for damaged metadata, so it gets files without any. The rules are those of browsers: EXIF
-alone rotates, the first of several entries counts, damaged entries are ignored.
+Pillow rejects a whole image for damaged metadata, so it gets files without metadata. The rules are those of browsers:
+only EXIF rotates, the first of several entries counts, and damaged entries are ignored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from utils.images.color import MAX_PROFILE_BYTES, SRGB_CURVE, is_profile, matrix
 
 _ORIENTATION, _SHORT = 0x0112, 3  # EXIF: tag and type
 _PNG = b"\x89PNG\r\n\x1a\n"
-_HEAD: dict[bytes, int | None] = {b"PLTE": None, b"tRNS": None, b"eXIf": None, b"iCCP": None}  # of any length
-_HEAD |= {b"IHDR": 13, b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # of so many bytes
+_HEAD: dict[bytes, int | None] = {b"PLTE": None, b"tRNS": None, b"eXIf": None, b"iCCP": None}  # chunks of any length
+_HEAD |= {b"IHDR": 13, b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # chunk -> length in bytes
 _SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue
 _CICP_PRIMARIES = {  # Source: ITU-T H.273, table 2
     1: _SRGB_XY,
@@ -27,8 +27,8 @@ _CICP_PRIMARIES = {  # Source: ITU-T H.273, table 2
     12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
 _CICP_CURVES = {8: (1.0,), 4: (2.2,), 5: (2.8,), 13: SRGB_CURVE} | dict.fromkeys((1, 6, 14, 15), (2.4,))  # table 3
-AVIF_HEAD = 65_536  # bytes in which an AVIF file describes its pixels
-_GAMMA_TOLERANCE = 0.05  # a gamma this near to sRGB's counts as sRGB
+AVIF_HEAD = 65_536  # an AVIF file describes its pixels within these first bytes
+_GAMMA_TOLERANCE = 0.05  # a gamma this close to the one of sRGB counts as sRGB
 _SOS, _EOI = 0xDA, 0xD9
 _NEEDED = {*range(0xC0, 0xD0), 0xDB, 0xDC, 0xDD}  # JPEG markers of tables and frames
 
@@ -54,9 +54,9 @@ def read_orientation(exif: bytes) -> int:
 
 
 def read_layout(name: str, head: bytes) -> tuple[tuple[int, int], Metadata] | None:
-    """((width, height), metadata) of a single common JPEG, a still PNG, a GIF or a BMP, from its first bytes.
+    """Read ((width, height), metadata) from the first bytes of a common JPEG (no MPO), a still PNG, a GIF or a BMP.
 
-    None for all other files, and for those with a longer header.
+    Returns None for all other files, and if the header is longer than `head`.
     """
     if name == "JPEG" and b"MPF\0" not in head:
         header, _, metadata = split_jpeg(head)
@@ -76,9 +76,9 @@ def read_layout(name: str, head: bytes) -> tuple[tuple[int, int], Metadata] | No
 
 # --- PNG --------------------------------------------------------------------------------------------------------------
 def split_png(data: bytes) -> tuple[bytes, Metadata]:
-    """The file with only header, palette, transparency and the pixels of its first frame; the metadata.
+    """(PNG with only the header, palette, transparency and pixels of the first frame; metadata).
 
-    The file is empty if it has no header or no pixels: let the decoder name the fault.
+    The PNG is empty if the file has no header or no pixels; the decoder of the original file then names the fault.
     """
     head, control, n_controls = dict[bytes, bytes](), b"", 0
     pixels, frame = bytearray(), bytearray()
@@ -90,7 +90,7 @@ def split_png(data: bytes) -> tuple[bytes, Metadata]:
         elif kind == b"fdAT" and n_controls == 1:
             frame += body[4:]
         elif not pixels and kind in _HEAD and _HEAD[kind] in (None, len(body)) and checksum == zlib.crc32(kind + body):
-            head.setdefault(kind, body)  # the first intact one before the pixels
+            head.setdefault(kind, body)  # the first intact chunk of a kind before the pixels
     header = head.get(b"IHDR", b"")
     if not pixels or not header:
         return b"", Metadata()
@@ -102,7 +102,7 @@ def split_png(data: bytes) -> tuple[bytes, Metadata]:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """(kind, body, checksum) of each chunk up to the end."""
+    """Yield (kind, body, checksum) of each chunk, up to IEND."""
     at, kind = len(_PNG), b""
     while at + 8 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -112,13 +112,13 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    """Pixels get no checksum: Pillow ignores it, and computing it takes time."""
+    """Encode a chunk. Pixels get no checksum, because Pillow ignores it and computing it takes time."""
     checksum = 0 if kind == b"IDAT" else zlib.crc32(kind + body)
     return b"".join([struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)])
 
 
 def _palette(header: bytes, head: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """PLTE and tRNS for Pillow: the last color repeated up to 256, transparent levels scaled to 8 bits."""
+    """PLTE and tRNS for Pillow: the last color is repeated up to 256, transparent levels are scaled to 8 bits."""
     depth, color = header[8:10]
     transparency = head.get(b"tRNS", b"")
     if color == 3 and len(palette := head.get(b"PLTE", b"")) >= 3:
@@ -139,7 +139,7 @@ def _palette(header: bytes, head: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def _png_profile(head: dict[bytes, bytes]) -> bytes:
-    """ICC profile of the declared color space: cICP precedes iCCP, sRGB, and gAMA with cHRM. Empty for sRGB."""
+    """The ICC profile of the declared color space, empty for sRGB. Precedence: cICP, iCCP, sRGB, gAMA with cHRM."""
     primaries, transfer, matrix, is_full = head.get(b"cICP", bytes(4))
     if (matrix, is_full) == (0, 1) and (profile := cicp_profile(primaries, transfer)) is not None:
         return profile
@@ -169,7 +169,7 @@ def _unpacked(iccp: bytes) -> bytes:
 
 
 def avif_profile(data: bytes) -> bytes:
-    """ICC profile of the code points in the head of an AVIF file; empty for sRGB, and video curves count as sRGB."""
+    """The ICC profile of the code points in the head of an AVIF file; empty for sRGB. Video curves count as sRGB."""
     start = data.find(b"colrnclx") + 8
     if start < 8 or start + 4 > len(data):
         return b""
@@ -178,7 +178,7 @@ def avif_profile(data: bytes) -> bytes:
 
 
 def cicp_profile(primaries: int, transfer: int) -> bytes | None:
-    """ICC profile of H.273 code points; empty for sRGB, None for what is not supported (such as HDR)."""
+    """The ICC profile of H.273 code points; empty for sRGB, None for unsupported code points (such as HDR)."""
     if primaries not in _CICP_PRIMARIES or transfer not in _CICP_CURVES:
         return None
     if (primaries, transfer) == (1, 13):
@@ -189,7 +189,7 @@ def cicp_profile(primaries: int, transfer: int) -> bytes | None:
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 def split_jpeg(data: bytes) -> tuple[bytes, int, Metadata]:
     """(header, start of the first scan, metadata). The header has only tables, the frame, and the JFIF and Adobe
-    segments, on which colors depend. Without a scan, the header is empty and the start is 0."""
+    segments, which determine the colors. Without a scan, the header is empty and the start is 0."""
     kept, exif, parts, n_parts = [data[:2]], b"", dict[int, bytes](), 0
     for marker, start, end in _jpeg_segments(data):
         body = data[start + 4 : end]
@@ -215,7 +215,7 @@ def _sets_colors(marker: int, body: bytes) -> bool:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of each segment up to the end marker; junk and coded pixels between them are skipped."""
+    """Yield (marker, start, end) of each segment up to the end marker; skip junk and coded pixels between them."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) <= len(data) - 4:
         marker = data[at + 1]
@@ -232,7 +232,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def has_all_scans(jpeg: bytes) -> bool:
-    """Whether the scans hold every coefficient of every component in full precision."""
+    """Whether the scans contain every coefficient of every component in full precision."""
     wanted, found = set[tuple[int, int]](), set[tuple[int, int]]()
     for marker, start, end in _jpeg_segments(jpeg):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-_MAX_ASPECT = 100  # a longer image would be resized to gigabytes, of which the crop keeps one square
+_MAX_ASPECT = 100  # a longer image would be resized to gigabytes, only for the crop to keep one square
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """A model's image settings: `size` is (H, W); `resize_mode` is shortest, longest or squash, as in open_clip.
 
-    `resize` is (H, W) before the crop to `size`, as timm has it; None: the same.
+    `resize` is the (H, W) before the crop to `size`, for timm; None: equal to `size`.
     """
 
     size: tuple[int, int]
@@ -25,12 +25,12 @@ class Preprocess:
 
     @property
     def min_side(self) -> int:
-        """Pixels that an image's shortest side should have before the resize."""
+        """Pixels that the shortest side of an image should have before the resize."""
         return max(self.resize or self.size)
 
 
 def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """An RGB image, resized and cropped to (H, W, 3) uint8.
+    """Resize and crop an RGB image to (H, W, 3) uint8.
 
     Source: open_clip.transform.image_transform_v2 and torchvision's Resize and CenterCrop, rounding included.
     """
@@ -54,7 +54,7 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
 
 def _without_extremes(image: Image.Image) -> Image.Image:
-    """The image, or the middle of one with a side more than 100 times as long as the other."""
+    """Crop an image to its middle if one side is more than 100 times as long as the other."""
     limit = _MAX_ASPECT * min(image.size)
     if max(image.size) <= limit:
         return image
