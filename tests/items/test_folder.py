@@ -44,7 +44,7 @@ def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path
     assert (first["folder"], first["name"]) == ("", "a.txt")
     heic_note, other_note = source.notes
     assert heic_note.startswith("2 HEIC images are left out; pip install pillow-heif makes them readable")
-    assert other_note == "4 files are left out, as they are not images"
+    assert other_note == "4 files are left out: they are not images"
 
 
 def test_the_id_is_that_of_the_relative_path_wherever_the_folder_lies(tmp_path: Path):

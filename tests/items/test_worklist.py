@@ -135,7 +135,7 @@ def test_stored_images_of_the_same_bytes_are_counted_and_the_most_frequent_named
         work.store(index, digest)
     assert work.identical() == (5, 3, "http://x/1")
     (tmp_path / "list.json").write_text("[]")
-    assert work.identical() == (5, 3, "a URL that the list no longer holds")
+    assert work.identical() == (5, 3, "a URL that is no longer in the list")
 
 
 @pytest.mark.parametrize(

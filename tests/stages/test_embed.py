@@ -59,7 +59,7 @@ def test_a_list_from_first_run_to_prune(
     first = run_here("embed.py", *flags)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(summary(6, 0, 1, 4, 0, 0))
-    assert "1 duplicates differ from the first item of their id" in first.stderr
+    assert "1 duplicates differ from the first item with their id" in first.stderr
     entries = json.loads((tmp_path / "data/failed.json").read_text())
     assert [(entry["index"], entry["url"], entry["reason"]) for entry in entries] == [
         (7, f"{url}/none.jpg", "http_status"),
@@ -123,7 +123,7 @@ def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path
         (None, "does not exist; it must be a JSON list, [{"),
         ("{", "is broken as JSON lines, at its beginning: line 1 is not JSON"),
         ('{"url":\n"x"}', "is broken as JSON lines"),
-        ("images", "is of no known form; it must be a JSON list, [{"),
+        ("images", "has an unknown form; it must be a JSON list, [{"),
         ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items name this machine"),
     ]:
         if content is not None:

@@ -36,7 +36,7 @@ def is_srgb(profile: bytes) -> bool:
 
 @functools.lru_cache(maxsize=16)  # photos of one camera or site share a profile
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """(Pillow mode of the profile's color space, "" if unusable; transform to sRGB, None if it would change nothing)."""
+    """(Pillow mode of the profile's color space, "" if unusable; transform to sRGB, None if it changes nothing)."""
     if not is_profile(profile):
         return "", None
     try:

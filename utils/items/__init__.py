@@ -1,1 +1,1 @@
-"""The list that embed.py reads: items, their ids, the metadata that survives Chroma, and each item's outcome."""
+"""The input of embed.py: items, their ids, metadata that Chroma returns unchanged, and the outcome of each item."""

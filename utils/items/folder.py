@@ -1,4 +1,4 @@
-"""A folder as input: one item per image file in it and below; and which folders were named as input."""
+"""A folder as input: one item per image file in and below it. Also the folders whose files later stages may read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from utils.log import bar, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
 _HEIC = "HEIC images are left out; pip install pillow-heif makes them readable"
-_NO_IMAGE = "files are left out, as they are not images"
-_UNREADABLE = "folders are left out, as they cannot be read"
+_NO_IMAGE = "files are left out: they are not images"
+_UNREADABLE = "folders are left out: they cannot be read"
 _NAMED = "folders.json"  # in the store's folder
-_COARSE_NS = 2_000_000_000  # some file systems keep times to two seconds
+_COARSE_NS = 2_000_000_000  # some file systems round times to two seconds
 
 
 class File(NamedTuple):
-    """An image file: its folder relative to the root ("" at the top), name, bytes, time of change in ns."""
+    """An image file: folder relative to the root ("" at the top), name, size in bytes, modification time in ns."""
 
     folder: str
     name: str
@@ -35,9 +35,9 @@ class File(NamedTuple):
 
 
 def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
-    """The image files in and below a folder, sorted; notes on what was left out, for people.
+    """Find the image files in and below a folder, sorted; also return notes for people about skipped files and folders.
 
-    Hidden and system folders and links to folders are not searched. 220 bytes of memory per file.
+    Hidden and system folders and links to folders are not searched. Takes 220 bytes of memory per file.
     """
     files: list[File] = []
     left_out = collections.Counter[str]()
@@ -56,8 +56,8 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
 
 
 def _look_at(path: Path) -> tuple[int, int, str]:
-    """Bytes, time of change in ns, and "" for an image by its first bytes; a file that cannot be opened is taken by its
-    name. Else why it is left out."""
+    """(size in bytes, modification time in ns, why the file is left out or "" for an image). The first bytes decide
+    what is an image or, if the file cannot be opened, its extension."""
     size = time = 0
     try:
         status = path.stat()
@@ -75,7 +75,7 @@ def _look_at(path: Path) -> tuple[int, int, str]:
 
 
 def read_items(root: Path, files: Iterable[File]) -> Iterator[dict[str, Any]]:
-    """An item per file."""
+    """Yield an item per file."""
     for folder, name, size, time in files:
         relative = _normal(folder).replace(os.sep, "/")
         known = {"folder": relative, "name": _normal(name), "size_bytes": size, "mtime_ns": time}
@@ -83,8 +83,7 @@ def read_items(root: Path, files: Iterable[File]) -> Iterator[dict[str, Any]]:
 
 
 def image_id(item: dict[str, Any]) -> uuid.UUID:
-    """uuid5(NAMESPACE_URL, path relative to the folder, as POSIX writes it, in NFC): the same wherever the folder lies.
-
+    """uuid5(NAMESPACE_URL, path relative to the input folder, with slashes, in NFC). Moving the folder keeps the id.
     Raises ImageError("bad_record") for a name that is not Unicode.
     """
     if not is_unicode(item["url"]):
@@ -93,7 +92,7 @@ def image_id(item: dict[str, Any]) -> uuid.UUID:
 
 
 def is_same_file(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two items' files have the same size and time of change; where a time is coarse, within two seconds."""
+    """Whether two items' files have the same size and modification time. A time in whole seconds may be off by two."""
     if one.get("size_bytes") != other.get("size_bytes") or "mtime_ns" not in one or "mtime_ns" not in other:
         return False
     a, b = one["mtime_ns"], other["mtime_ns"]
@@ -102,13 +101,13 @@ def is_same_file(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def note_named(store: Path, folder: Path) -> None:
-    """Note that files of the store in and below `folder` are allowed: later stages read them where they lie."""
+    """Record that later stages may read this store's files in and below `folder` in place."""
     if (path := str(folder.resolve())) not in (known := named_folders(store)):
         write_json(store / _NAMED, [*known, path])
 
 
 def named_folders(store: Path) -> tuple[str, ...]:
-    """Absolute paths of the folders that note_named noted for the store in the folder `store`."""
+    """Absolute paths of the folders that note_named() recorded for the store in the folder `store`."""
     path = store / _NAMED
     return tuple(read_json(path, "list of input folders")) if path.exists() else ()
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from utils.errors import ImageError
 
-# The one field added to an item's own: a JSON object of the fields that Chroma would change, also one of this name.
+# The only field added to an item: a JSON object of its fields that Chroma would change, or that have this name.
 REST_FIELD = "_rest_json"
-# Fields and list elements of an item that stand in Chroma's own tables. Chroma 1.5 writes six SQL variables for each;
-# a record with more than 5,461 of them cannot be written, and no later write to the collection succeeds.
+# Maximum number of an item's fields and list elements in Chroma's own tables. Chroma 1.5 needs six SQL variables for
+# each. A record with more than 5,461 values cannot be written, and every later write to the collection fails.
 MAX_VALUES = 5_000
 _NO_UNICODE = re.compile("[\0\ud800-\udfff]")
 
@@ -37,7 +37,10 @@ def item_id(item: Any, id_field: str) -> uuid.UUID:
 
 
 def name_url(element: Any, url_field: str) -> Any:
-    """An element of a list whose items have their URL in `url_field`, with the URL in "url"; an own "url" is "_url"."""
+    """Rename the field `url_field` of an element to "url", and another field "url" to "_url".
+
+    Returns an ImageError if the field is missing.
+    """
     if url_field == "url" or not isinstance(element, dict):
         return element
     if url_field not in element:
@@ -47,10 +50,10 @@ def name_url(element: Any, url_field: str) -> Any:
 
 
 def to_metadata(item: dict[str, Any]) -> dict[str, Any]:
-    """The item as Chroma metadata: fields that Chroma keeps exactly under their own names, the others in REST_FIELD.
+    """Convert an item to Chroma metadata. Fields that Chroma keeps exactly stay fields; REST_FIELD has the others.
 
-    A float that Chroma would round stands in both: rounded for filters, exact in REST_FIELD. Of an item with more than
-    MAX_VALUES values, those of the longest lists stand in REST_FIELD only.
+    A float that Chroma would round is in both: rounded for filters, exact in REST_FIELD. If an item has more than
+    MAX_VALUES values, its longest lists are only in REST_FIELD.
     """
     exact = {name: value for name, value in item.items() if _is_name(name) and _is_value(value)}
     rounded = {name: value for name, value in item.items() if _is_name(name) and _is_rounded(value)}
@@ -62,18 +65,18 @@ def to_metadata(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_item(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The item given to to_metadata, exactly but for the order of its fields."""
+    """Return the item that was given to to_metadata(), exactly, except for the order of its fields."""
     item = {name: value for name, value in metadata.items() if name != REST_FIELD}
     return item | json.loads(metadata.get(REST_FIELD, "{}"))
 
 
 def is_unicode(text: str) -> bool:
-    """No lone surrogate, which JSON can hold and UTF-8 cannot, and no NUL, where C code may stop reading."""
+    """Whether `text` has no lone surrogate (JSON allows it, UTF-8 does not) and no NUL (C code may stop there)."""
     return not _NO_UNICODE.search(text)
 
 
 def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, without the longest if they have more than MAX_VALUES values together; "url" always stays."""
+    """Drop the longest fields if all fields together have more than MAX_VALUES values; "url" always stays."""
     sizes = {name: len(value) if isinstance(value, list) else 1 for name, value in fields.items()}
     names = sorted(fields, key=lambda name: (name != "url", sizes[name]))
     total = 1  # REST_FIELD
@@ -82,7 +85,7 @@ def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_name(name: str) -> bool:
-    """Chroma refuses empty names and names that begin with $ or #, and drops chroma:* without an error."""
+    """Chroma rejects empty names and names that start with $ or #, and drops chroma:* without an error."""
     return name != REST_FIELD and name != "" and not name.startswith(("$", "#", "chroma:")) and is_unicode(name)
 
 
@@ -102,7 +105,7 @@ def _is_rounded(value: Any) -> bool:
 
 
 def _is_plain(value: float) -> bool:
-    """Chroma's JSON reader is exact up to 15 digits and powers of ten up to 22; beyond, the last bit may differ.
+    """Chroma's JSON reader is exact up to 15 digits and powers of ten up to 22; beyond that, the last bit may differ.
     -0.0 loses its sign."""
     if not math.isfinite(value) or (value == 0 and math.copysign(1, value) < 0):
         return False

@@ -1,4 +1,4 @@
-"""The input, read item by item: a folder of images, or a list in one of several forms, told by its first bytes."""
+"""Read the input item by item: a folder of images, or a list whose form is recognized by its first characters."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Reader = Callable[[Any], Iterator[Any]]
 
 
 class Source(NamedTuple):
-    """An input. `read` gives its elements, anew at each call; `form` and `notes` are for people.
+    """An input. Each call of `read` yields all its elements; `form` and `notes` are for people.
 
-    An element is any JSON value, or an ImageError for a row that is no item. `identify` gives an element's id, or
-    raises ImageError("bad_record").
+    An element is any JSON value, or an ImageError for a row that is not an item. `identify` returns the id of an
+    element, or raises ImageError("bad_record").
     """
 
     path: Path
@@ -49,9 +49,9 @@ class Source(NamedTuple):
 
 
 def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> Source:
-    """The list or folder `path`. Items have their URL in the field `url_field`, elements have it in "url".
+    """Open the list or folder `path`. The list has its URLs in the field `url_field`, and elements have them in "url".
 
-    Raises UserError for an unknown form; read() raises UserError where the list is broken.
+    Raises UserError for an unknown form. read() raises UserError where the list is broken.
     """
     if path.is_dir():
         root = path.resolve()
@@ -86,7 +86,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
-    """The form of a file, what opens it, and what reads the opened file. Raises ValueError for an unknown form."""
+    """(form, opener, reader of the opened file). Raises ValueError for an unknown form."""
     with path.open("rb") as file:
         head = file.read(4)
     if head == _PARQUET:
@@ -101,8 +101,7 @@ def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
 
 
 def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:
-    """The text in a file: UTF-8, -16 or -32, with or without a byte order mark. Line ends stay as they are.
-
+    """Open a file as text: UTF-8, -16 or -32, with or without a byte order mark. Line ends stay as they are.
     Bytes that are not UTF-8 become lone surrogates, so that a reader can name their line.
     """
     with opener(path, "rb") as file:
@@ -112,7 +111,7 @@ def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:
 
 
 def _reader_of(text: str, url_field: str) -> tuple[str, Reader]:
-    """The form of a text that begins with `text`, and its reader. In forms of URLs an element may be a URL."""
+    """(form, reader) of a list that starts with `text`. In a form with "URLs" in its name, an element may be a URL."""
     line = text.splitlines()[0].strip() if text else ""
     if text.startswith("["):
         return "a JSON list of URLs" if text[1:].lstrip(_BLANKS).startswith('"') else "a JSON list", _elements
@@ -124,7 +123,7 @@ def _reader_of(text: str, url_field: str) -> tuple[str, Reader]:
         return "JSON lines of URLs", _json_lines
     if _URL.match(line) and line.isprintable():
         return "URLs, one per line", lambda file: filter(None, map(str.strip, file))
-    raise ValueError("is of no known form" if text else "is empty")
+    raise ValueError("has an unknown form" if text else "is empty")
 
 
 def _json_lines(file: TextIO) -> Iterator[Any]:
@@ -138,9 +137,9 @@ def _json_lines(file: TextIO) -> Iterator[Any]:
 
 
 def _elements(file: TextIO) -> Iterator[Any]:
-    """The elements of a JSON list, each decoded when it is read whole. Raises ValueError for other text.
+    """Yield the elements of a JSON list, each as soon as it is read. Raises ValueError for any other text.
 
-    json.load is no faster, and needs 0.66 GB for a million items of 156 bytes, so 6.6 GB for ten million.
+    json.load is not faster, and needs 0.66 GB for a million items of 156 bytes, so 6.6 GB for ten million.
     """
     text = file.read(CHUNK).lstrip(_BLANKS)
     at, mark, decode = 1, "[", json.JSONDecoder().raw_decode
@@ -152,7 +151,7 @@ def _elements(file: TextIO) -> Iterator[Any]:
             else:
                 element, end = decode(text, end)
                 end = _skip_blanks(text, end)
-                if text[end] not in ",]":  # or a number goes on
+                if text[end] not in ",]":  # a number may continue
                     raise json.JSONDecodeError("no comma after an element", text, end)
                 mark = text[end]
                 yield element

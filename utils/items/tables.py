@@ -14,20 +14,20 @@ from utils.errors import ImageError, UserError
 from utils.log import LOG
 
 NAMES = {",": "CSV", "\t": "TSV", ";": "CSV, with semicolons", "|": "CSV, with bars", "\0": "CSV of one column"}
-_MAX_CELL = 1 << 26  # characters; a quote that is never closed makes one cell of the rest of the file
+_MAX_CELL = 1 << 26  # characters; an unclosed quote turns the rest of the file into one cell
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes decoded with surrogateescape
 _NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]+)?(e[+-][0-9]+)?")
 
 
 def check_utf8(text: str) -> str:
-    """`text`, decoded with surrogateescape. Raises ValueError if it was not UTF-8."""
+    """Return `text`, which was decoded with surrogateescape. Raises ValueError if its bytes were not UTF-8."""
     if not text.isascii() and _NOT_UTF8.search(text):
         raise ValueError("it is not UTF-8")
     return text
 
 
 def find_delimiter(line: str, url_field: str) -> str:
-    """The delimiter of a table whose first line names a column `url_field`; "" for a line of another kind."""
+    """The delimiter of a header line that names a column `url_field`; "" for any other line."""
     for delimiter in NAMES:
         with contextlib.suppress(csv.Error):
             names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
@@ -37,9 +37,10 @@ def find_delimiter(line: str, url_field: str) -> str:
 
 
 def read_table(file: TextIO, delimiter: str, url_field: str) -> Iterator[dict[str, Any] | ImageError]:
-    """An item per row, its fields named by the first line. A row of another length is a bad record with its line.
+    """Yield an item per row. The first line names the fields. A row of another length becomes a bad record.
 
-    A cell is a number or boolean if that prints as the cell does, and text otherwise and in the column `url_field`.
+    A cell becomes a number or boolean if JSON writes this value exactly like the cell. Other cells and the column
+    `url_field` stay text.
     """
     csv.field_size_limit(_MAX_CELL)
     rows = csv.reader(file, delimiter=delimiter)
@@ -68,7 +69,7 @@ def _value(cell: str) -> str | int | float | bool:
 
 
 def read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """An item per row. Null is no field; dates and decimals are text; columns of bytes are left out, and logged."""
+    """Yield an item per row, without its null fields. Dates and decimals become text; columns of bytes are left out."""
     try:
         import pyarrow
         import pyarrow.parquet

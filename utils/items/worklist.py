@@ -20,22 +20,23 @@ from utils.log import LOG
 
 # Outcomes. TODO: not reached yet. KNOWN: stored before this run. LASTING: failed before, and not tried again.
 TODO, STORED, KNOWN, DUPLICATE, FAILED, LASTING = range(6)
-SAVE_EVERY_S = 60  # between two writes of the failures file, which must have grown by a tenth
+SAVE_EVERY_S = 60  # between two writes of the failures file, if it has grown by a tenth
 _NO_ID = b"\0" * 16
 
 
 class Worklist:
     """All items of `source`: `ids` (N,) V16 and `outcome` (N,) uint8.
 
-    Of items with the same id, the first counts and the others are duplicates; duplicates with other fields are logged.
-    Memory: 33 bytes per item, and the failures. Items themselves would take 6 GB for ten million, so the list is read
-    again where they are needed, and each is checked to be the same. Raises UserError for an unusable list.
+    If several items have the same id, the first counts and the others are duplicates; duplicates with other fields are
+    logged. Memory: 33 bytes per item, plus the failures. The items themselves would take 6 GB for ten million, so the
+    list is read again where they are needed, and each item is checked for changes. Raises UserError for an unusable
+    list.
     """
 
     def __init__(self, source: Source, failed_path: Path) -> None:
         self.source, self.failed_path = source, failed_path
         self.failures: dict[int, dict[str, Any]] = {}  # index -> entry of the failures file
-        self.n_differing = 0  # duplicates with other fields than the first
+        self.n_differing = 0  # duplicates whose fields differ from the first item's
         ids, self._hashes = bytearray(), array.array("q")
         for index, item in enumerate(source.read()):
             try:
@@ -57,9 +58,9 @@ class Worklist:
         return len(self.ids)
 
     def settle(self, known: np.ndarray, retry_failed: bool, allow_local: bool, respect_noai: bool) -> None:
-        """Give an outcome to items that need no work: ids in `known` (n,) V16, and lasting failures.
+        """Set the outcome of items that need no work: items with an id in `known` (n,) V16, and permanent failures.
 
-        Failures of an earlier run are tried again if they can heal, if a setting now allows them, or all.
+        A failure of an earlier run is retried if it is temporary, if a setting now allows it, or if `retry_failed`.
         """
         allowed = {"blocked_address": allow_local, "opted_out": not respect_noai}
         allowed["bad_url: no scheme"] = allow_local  # it may be a path
@@ -69,7 +70,7 @@ class Worklist:
         for index, item in self.todo():
             entry = self._before.get(item["url"])
             if entry is not None:
-                self.failures[index] = {**entry, "index": index}  # kept if this run does not reach it
+                self.failures[index] = {**entry, "index": index}  # stays if this run does not reach the item
                 reason, detail = entry["reason"], entry["detail"]
                 is_allowed = allowed.get(reason) or allowed.get(f"{reason}: {detail}")
                 if not (retry_failed or can_heal(reason, detail) or is_allowed):
@@ -77,12 +78,12 @@ class Worklist:
         self._before = {}
 
     def todo(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, item) of what is still to be done. Raises UserError if the list was rewritten."""
+        """Yield (index, item) of each remaining item. Raises UserError if the list was rewritten."""
         if (self.outcome == TODO).any():
             yield from self._read_again(lambda index: bool(self.outcome[index] == TODO))
 
     def firsts(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, item) of every usable item, without the duplicates. Raises UserError if the list was rewritten."""
+        """Yield (index, item) of each usable item except duplicates. Raises UserError if the list was rewritten."""
         yield from self._read_again(
             lambda index: bool(self.outcome[index] != DUPLICATE) and self.ids[index].tobytes() != _NO_ID
         )
@@ -117,7 +118,7 @@ class Worklist:
             self.save()
 
     def save(self) -> None:
-        """Write the failures file: every item that is not embedded, and why, in the list's order."""
+        """Write the failures file: every item that was not embedded, with the reason, in the order of the list."""
         entries = [entry for _, entry in sorted(self.failures.copy().items())]  # store() runs in another thread
         with replacing(self.failed_path) as file:
             file.write("[")
@@ -131,22 +132,23 @@ class Worklist:
         return int(np.isin(self.outcome, outcomes).sum())
 
     def reasons(self) -> list[tuple[str, int]]:
-        """(reason, number of items), most frequent first."""
+        """(reason, number of failed items), most frequent first."""
         failed = np.isin(self.outcome, (FAILED, LASTING))
         counts = collections.Counter(e["reason"] for i, e in self.failures.items() if failed[i])
         return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))
 
     def identical(self) -> tuple[int, int, str]:
-        """Images stored now whose bytes another has, too: their number, and the most frequent's number and first URL.
+        """Count the images of this run that are byte-identical to another image of this run.
 
-        Reads the list up to there.
+        Returns their number, the number of copies of the most frequent image, and its first URL. Reads the list up to
+        this URL.
         """
         stored = np.flatnonzero((self.outcome == STORED) & (self._digests != 0))
         _, first, counts = np.unique(self._digests[stored], return_index=True, return_counts=True)
         if not (counts > 1).any():
             return 0, 0, ""
         most = int(counts.argmax())
-        wanted, url = int(stored[first[most]]), "a URL that the list no longer holds"
+        wanted, url = int(stored[first[most]]), "a URL that is no longer in the list"
         with contextlib.suppress(UserError):
             url = next(item["url"] for _, item in self._read_again(lambda index: index == wanted))
         return int(counts[counts > 1].sum()), int(counts[most]), url
@@ -163,13 +165,13 @@ class Worklist:
         self.outcome[usable[again]] = DUPLICATE
         for index, first_index in zip(usable[again].tolist(), first_of[again].tolist()):
             if self._hashes[index] != self._hashes[first_index]:
-                LOG.debug("item %d has the id of item %d and other fields; the first counts", index, first_index)
+                LOG.debug("item %d has the id of item %d but other fields; the first counts", index, first_index)
                 self.n_differing += 1
         if self.n_differing:
-            LOG.info("%d duplicates differ from the first item of their id; the log file names them", self.n_differing)
+            LOG.info("%d duplicates differ from the first item with their id; the log file has them", self.n_differing)
 
     def _read_failures(self) -> dict[str, dict[str, Any]]:
-        """url -> the entry of an earlier run, without bad records, which every run finds anew."""
+        """url -> entry of an earlier run. Bad records are left out, because every run finds them again."""
         if not self.failed_path.exists():
             return {}
         fields = {"index": int, "url": str | None, "reason": str, "detail": str}
@@ -178,14 +180,14 @@ class Worklist:
         entries = read_json(self.failed_path, "failures file")
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in fields.items()):
-                raise UserError(f"failures file {self.failed_path} has another form; it must be {form}")
+                raise UserError(f"failures file {self.failed_path} has the wrong form; it must be {form}")
             if entry["url"] is not None and entry["reason"] in REASONS - {"bad_record"}:
                 before[entry["url"]] = entry
         return before
 
 
 def _hash(item: Any) -> int:
-    """The same for equal items within this process."""
+    """A hash that is equal for equal items within this process."""
     return hash(json.dumps(item, sort_keys=True, default=str))  # str for an ImageError
 
 
