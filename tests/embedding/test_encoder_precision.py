@@ -130,7 +130,7 @@ def test_of_accurate_precisions_the_faster_one_is_used_and_the_reason_said(vit, 
     model = vit(clock)
     assert model.choose_precision(pixels, is_last=True)
     assert model.precision == fastest and model.cosines["bf16"] > 0.9999
-    assert f"using {fastest}: " in log.text and "takes 2.00 x its time on " in log.text
+    assert f"using {fastest}: " in log.text and "takes 2.00 x as long on " in log.text
     vectors = model.encode(pixels)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -267,7 +267,7 @@ def test_a_device_that_fails_on_every_image_is_one_line_and_no_image_s_fault(off
 def test_a_model_whose_vectors_hold_no_numbers_is_one_line(offline_model_name, pixels):
     model = encoder.load(offline_model_name, "", "cpu", "fp32")
     model._modules["fp32"].visual.trunk.conv_stem.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="its vectors hold no numbers"):
+    with pytest.raises(UserError, match="its vectors are not finite numbers"):
         model.encode_each(pixels)
 
 

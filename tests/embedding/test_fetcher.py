@@ -218,7 +218,7 @@ def test_leaving_it_early_ends_the_processes():
 def test_a_cache_that_is_full_is_said_once(caplog: pytest.LogCaptureFixture):
     fetch_all(["http://h/full", "http://h/ok", "http://h/ok"], n_threads=1)
     assert [record.message for record in caplog.records] == [
-        "the image cache takes no more: it is full; embedding goes on"
+        "no more images are cached: it is full; embedding goes on"
     ]
 
 

@@ -95,7 +95,7 @@ def test_every_size_and_mode_of_timm_s_transform_is_met_pixel_for_pixel(mode, li
 def test_a_transform_that_cannot_be_met_exactly_is_one_line(lite, monkeypatch):
     real = timm.data.resolve_model_data_config
     monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda module: {**real(module), "crop_mode": "border"})
-    with pytest.raises(UserError, match=r"prepares its images in a way that is not supported .*; use another model"):
+    with pytest.raises(UserError, match=r"needs a preprocessing of images that is not supported .*; use another model"):
         networks.load(weights.find(f"timm:{LITE}", str(lite)))
 
 
@@ -127,9 +127,9 @@ def test_a_checkpoint_that_lacks_weights_is_one_line_and_never_random(lite, tmp_
 @pytest.mark.parametrize(
     ("name", "tag", "words"),
     [
-        (LITE, "laion2b_s34b_b79k", r"is no tag of timm:.* \(known: in1k\) and no file; add --clip-pretrained \"\""),
+        (LITE, "laion2b_s34b_b79k", r"is not a tag of timm:.* \(known: in1k\) or a file; add --clip-pretrained \"\""),
         ("no_such_model", "", "is unknown to timm"),
-        ("vit_giant_patch14_224", "", "has no weights on the hub, and random ones are never used"),
+        ("vit_giant_patch14_224", "", "has no weights on the hub, and random weights are never used"),
         (LITE, "", "cannot be fetched: they are not in the hub's cache, and HF_HUB_OFFLINE is set"),
         (f"{LITE}.in1k", "", "cannot be fetched"),
     ],
@@ -166,4 +166,4 @@ def test_embed_resumes_with_it_refuses_another_model_and_text_says_that_it_canno
     refused = embed(5, small_vit_name, "")
     assert refused.returncode == 2 and f"--clip-model-name {name}" in refused.stderr
     text = run_here("ann_dirrify.py", "--ann-sampler-name", "text", "--ann-sampler-cfg", '{"prompt": "a cat"}')
-    assert text.returncode == 2 and "is image-only: it cannot embed a text; use another sampler" in text.stderr
+    assert text.returncode == 2 and "is image-only: it cannot embed text; use another sampler" in text.stderr

@@ -88,8 +88,8 @@ def test_what_would_mean_random_weights_is_one_line(name, tag, words):
     ("name", "tag", "words"),
     [
         ("ViT-B-33", "openai", "is unknown to open_clip"),
-        ("ViT-B-32", "no_such_tag", r"is no tag of ViT-B-32 \(known: .*laion2b_s34b_b79k.*\) and no file"),
-        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", r"trained without QuickGELU|cannot be fetched|is no tag"),
+        ("ViT-B-32", "no_such_tag", r"is not a tag of ViT-B-32 \(known: .*laion2b_s34b_b79k.*\) or a file"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", r"trained without QuickGELU|cannot be fetched|is not a tag"),
     ],
 )
 def test_unknown_names_and_tags_list_what_is_known(name, tag, words):

@@ -1,1 +1,1 @@
-"""From URLs to vectors: the model and its weights, the worker processes that fetch, and the run, here or on Ray."""
+"""From URLs to vectors: the model and its weights, the processes that fetch images, and the run, local or on Ray."""

@@ -1,4 +1,4 @@
-"""The model in memory: unit vectors of images, or of a text, in the fastest precision that is accurate."""
+"""The loaded model. It encodes images and text to unit vectors, in the fastest precision that is accurate enough."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from utils.log import LOG
 if TYPE_CHECKING:
     import torch
 
-# Batches in the model at once on a CPU with several cores, each with its share of the cores. A batch on all cores waits
-# at every layer for the slowest one, and download processes always slow one: two streams give 1.2 to 1.4 times the
-# images/s (ViT-B/32, fp32, two cores, other processes busy or not).
+# Batches that the model encodes at once on a CPU with several cores, each on its share of the cores. A batch on all
+# cores waits at every layer for the slowest core, and download processes always slow one down. Two streams give 1.2 to
+# 1.4 times the images/s (ViT-B/32, fp32, two cores, other processes busy or not).
 CPU_STREAMS = 2
-# Images at once in a convolutional tower on a CPU: the activations of eight fit its caches (EfficientNet-Lite0, fp32,
-# one thread: 33 ms per image, 42 in a batch of 32).
+# Images per pass of a convolutional tower on a CPU: the activations of eight images fit the CPU's caches
+# (EfficientNet-Lite0, fp32, one thread: 33 ms per image, but 42 ms in a batch of 32).
 CPU_CONVOLVED = 8
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# Cosine to fp32 that a lower precision must reach on every image it is checked with: on real photos bf16 keeps ViT-B/32
-# above 0.9999, and EfficientNet-Lite0 falls to 0.993.
+# A lower precision must reach this cosine to fp32 on every checked image. On real photos, ViT-B/32 in bf16 stays above
+# 0.9999, and EfficientNet-Lite0 falls to 0.993.
 MIN_COSINE = 0.999
-# Images that a precision is chosen with: N_CHECKED if nearly all others are then accurate too, else MAX_CHECKED. Errors
-# (1 - cosine) of photos are about lognormal: of N_CHECKED, T_CHECKED standard deviations above the mean of the
-# logarithms bound 99.5% of all others (Student's t with 7 degrees of freedom).
+# Number of images that decide the precision: N_CHECKED if they show that nearly all other images are accurate too, else
+# MAX_CHECKED. The errors (1 - cosine) of photos are about lognormal. With N_CHECKED images, the mean of the log errors
+# plus T_CHECKED standard deviations bounds 99.5% of all other errors (Student's t with 7 degrees of freedom).
 N_CHECKED, MAX_CHECKED, T_CHECKED = 8, 32, 3.5
-TIMING_S, N_ROUNDS = 2, 2  # what timing may take in all, and its rounds: a neighbor may disturb one
-CLEARLY = 1.5  # so many times as fast in the first pass needs no timing
-_NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; without them fp32 is used
-_GRAY = 128  # of an image that every working model can encode
+TIMING_S, N_ROUNDS = 2, 2  # total time for timing, and rounds: other processes may disturb one round
+CLEARLY = 1.5  # a precision that is this many times as fast in the first pass needs no timing
+_NATIVE_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; if neither is true, fp32 is used
+_GRAY = 128  # gray level of an image that every working model can encode
 
 
 class Encoder:
-    """A loaded model, its `dimension` (0 before its first image), `preprocess` and the `precision` that it runs in.
+    """A loaded model with its `dimension` (0 before its first image), `preprocess` and `precision`.
 
-    `streams` threads should encode at once; each calls take_share() first. `candidates` are precisions, usually fastest
-    first; while `has_choice`, choose_precision() is to come before encode_each().
+    `streams` threads should encode at once; each calls take_share() first. `candidates` are the possible precisions,
+    the usually fastest first. While `has_choice`, choose_precision() must be called before encode_each().
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Encoder:
         self._n_cores = torch.get_num_threads() if device.type == "cpu" else 1
         self.streams = min(CPU_STREAMS, self._n_cores)
         self.dimension = 0
-        self.cosines = cosines  # of a lower precision to fp32, the worst seen
+        self.cosines = cosines  # lower precision -> lowest cosine to fp32 seen
         tower = getattr(network.module, "visual", network.module)
-        # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU); a ViT, with one patch layer, does not.
+        # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU). A ViT, with one patch layer, does not.
         is_convolutional = sum(isinstance(layer, torch.nn.Conv2d) for layer in tower.modules()) > 1
         self._layout = torch.channels_last if is_convolutional else torch.contiguous_format
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
@@ -79,7 +79,7 @@ class Encoder:
         self.candidates, self.precision = candidates, candidates[0]
         self.has_choice, self.has_chosen = has_choice, False
         names = dict.fromkeys(("fp32", *candidates) if has_choice else candidates)
-        # The lower precisions are made from fp32, before that moves to the device.
+        # Lower precisions are copied from the fp32 module before it moves to the device.
         self._modules = {name: self._converted(network.module, name) for name in reversed(list(names))}
 
     def take_share(self) -> None:
@@ -90,16 +90,16 @@ class Encoder:
             torch.set_num_threads(self._n_cores // self.streams)
 
     def encode(self, pixels: np.ndarray, precision: str = "") -> np.ndarray:
-        """(B, H, W, 3) uint8 -> (B, D) float32, L2-normalized. Halves a batch that the GPU has no memory for."""
+        """(B, H, W, 3) uint8 -> (B, D) float32, L2-normalized. Halves a batch that does not fit into GPU memory."""
         n, module = self._at_once or len(pixels), self._modules[precision or self.precision]
         parts = [self._encode(module, pixels[start : start + n]) for start in range(0, len(pixels), n)]
         return np.concatenate(parts)
 
     def encode_each(self, pixels: np.ndarray, precision: str = "") -> np.ndarray:
-        """encode(), with NaN as the vector of each image that the model fails on.
+        """Like encode(), but the vector of an image is NaN if the model fails on it.
 
-        Only images that fail alone, on a device that still encodes a gray image, count as failing. Raises UserError
-        for any other failure: no image is at fault when the device is gone, its memory full or the model broken.
+        An image counts as failing only if it also fails alone while the model still encodes a gray image. Raises
+        UserError for any other failure: if the device is gone, its memory full or the model broken, no image is at fault.
         """
         try:
             vectors = self.encode(pixels, precision)
@@ -120,31 +120,31 @@ class Encoder:
             return np.full(1, np.nan, np.float32)
 
     def _check_health(self, like: np.ndarray) -> None:
-        """Raises UserError unless a gray image, shaped like the given (1, H, W, 3), is encoded."""
+        """Raises UserError unless the model encodes a gray image with the shape of `like`, (1, H, W, 3)."""
         try:
             if np.isfinite(self.encode(np.full_like(like, _GRAY), next(reversed(self._modules)))).all():
                 return
-            fault = "its vectors hold no numbers"
+            fault = "its vectors are not finite numbers"
         except RuntimeError as error:
             fault = weights.first_line(error)
         raise UserError(
             f"the model no longer works on {self.device}: {fault}; check the device and its free memory, then run "
-            "again: everything stored so far is safe"
+            "again; everything stored so far is safe"
         )
 
     # --- precision ----------------------------------------------------------------------------------------------------
     def choose_precision(self, pixels: np.ndarray, is_last: bool) -> bool:
-        """Choose the fastest accurate candidate with a run's first images (B, H, W, 3), on all cores.
+        """Choose the fastest accurate candidate with the first images (B, H, W, 3) of a run, on all cores.
 
-        False if that takes more images, unless these are the last. Timing adds TIMING_S at most. Raises UserError if
-        the only candidate is not accurate.
+        Returns False if the choice needs more images, but always chooses if `is_last`. Timing takes at most TIMING_S.
+        Raises UserError if the only candidate is not accurate.
         """
         if not self.has_choice:
-            self.encode_each(pixels)  # shows the dimension
+            self.encode_each(pixels)  # sets self.dimension
             return True
         lower = [name for name in self.candidates if name != "fp32"]
         vectors, seconds = {}, {}
-        for name in (*lower, "fp32"):  # the lower one pays what a process's first pass costs
+        for name in (*lower, "fp32"):  # first the lower precision, which so pays for the warm-up
             start = self._clock()
             vectors[name] = self.encode_each(pixels, name)
             seconds[name] = self._clock() - start
@@ -152,7 +152,7 @@ class Encoder:
         if not usable.any() and not is_last:
             return False
         errors = {name: 1 - (vectors["fp32"] * vectors[name]).sum(axis=1)[usable] for name in lower}
-        self.cosines |= {name: float(1 - found.max(initial=0)) for name, found in errors.items()}  # NaN if one is
+        self.cosines |= {name: float(1 - found.max(initial=0)) for name, found in errors.items()}  # NaN if any error is
         accurate = [name for name in self.candidates if name == "fp32" or self.cosines[name] >= MIN_COSINE]
         if not accurate:
             raise UserError(
@@ -173,17 +173,17 @@ class Encoder:
         reasons = [
             f"{name} is not accurate enough for this model (cosine {cosine:.4f})"
             for name, cosine in self.cosines.items()
-            if not cosine >= MIN_COSINE  # NaN, too
+            if not cosine >= MIN_COSINE  # also if it is NaN
         ]
         for name in seconds.keys() - {precision}:
             times = seconds[name] / seconds[precision]
-            reasons.append(f"{name} takes {times:.2f} x its time on {processor(self.device)}")
+            reasons.append(f"{name} takes {times:.2f} x as long on {processor(self.device)}")
         LOG.info("using %s: %s", precision, "; ".join(reasons) or f"cosine {self.cosines[precision]:.5f} to fp32")
         self.precision, self.has_choice, self.has_chosen = precision, False, len(self.candidates) > 1
         self._modules = {precision: self._modules[precision]}
 
     def _time(self, pixels: np.ndarray, first_s: dict[str, float]) -> dict[str, float]:
-        """Seconds of each precision for the same images, the best of N_ROUNDS; {} for a model too slow to time.
+        """Seconds that each precision takes for the same images, best of N_ROUNDS; {} if the model is too slow to time.
 
         `first_s`: seconds of each precision's first pass.
         """
@@ -197,9 +197,9 @@ class Encoder:
         return found if n else {}
 
     def facts(self) -> dict[str, Any]:
-        """The model facts stored with a collection, once a first image is encoded.
+        """The model facts to store with a collection, available after the first image.
 
-        "processor" is the one that "precision" was chosen on, "" if the user or the hardware left no choice.
+        "processor" is the processor on which "precision" was chosen, "" if the user or the hardware left no choice.
         """
         return {
             **({"pretrained": self.tag} if self._model.scheme == weights.TIMM else {}),
@@ -212,9 +212,9 @@ class Encoder:
 
     # --- the forward pass ---------------------------------------------------------------------------------------------
     def encode_text(self, prompt: str) -> np.ndarray:
-        """The embedding (D,) float32 of a prompt, L2-normalized. Raises UserError for an image-only model."""
+        """Encode a prompt to a vector (D,) float32, L2-normalized. Raises UserError for an image-only model."""
         if self._model.is_image_only:
-            raise UserError(f"{self._model} is image-only: it cannot embed a text; use another sampler")
+            raise UserError(f"{self._model} is image-only: it cannot embed text; use another sampler")
         import open_clip
         import torch
 
@@ -224,7 +224,7 @@ class Encoder:
         return torch.nn.functional.normalize(vector, dim=-1)[0].cpu().numpy()
 
     def _converted(self, module: Any, precision: str) -> Any:
-        """The module on the device in a precision; lower ones are copies, without the text tower."""
+        """Move the module to the device in a precision. Lower precisions are copies without the text tower."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -265,10 +265,10 @@ class Encoder:
         import torch
 
         host = torch.from_numpy(pixels)
-        on_gpu = self.device.type == "cuda"  # bytes are sent, a quarter of the size of floats
+        on_gpu = self.device.type == "cuda"  # send bytes, which are a quarter of the size of floats
         batch = (host.pin_memory() if on_gpu else host).to(self.device, non_blocking=on_gpu)
         mean, std = self._scale
-        # One copy changes type and layout, the rest is in place: half the time of separate steps.
+        # One copy changes type and layout, the rest happens in place. This takes half the time of separate steps.
         return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout).sub_(mean).div_(std)
 
 
@@ -280,12 +280,11 @@ def load(
     known: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Encoder:
-    """Load a model with its trained weights. `known`: the model facts that its collection remembers.
-
+    """Load a model with its trained weights. `known`: the model facts stored with its collection.
     Raises UserError for unknown names, missing or damaged weights, an unreachable hub, unknown device or precision.
     """
-    # Both are read at import. Sleeping threads leave the core to the download processes: 0.11 instead of 0.15 CPU s per
-    # image on a busy machine (ViT-B/32, fp32, two cores). Plain HTTP keeps the hub's timeouts, which XET has not.
+    # Both are read at import. PASSIVE threads leave their core to the download processes while they wait: 0.11 instead
+    # of 0.15 CPU s per image on a busy machine (ViT-B/32, fp32, two cores). XET does not obey the hub's timeouts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import torch
@@ -295,7 +294,7 @@ def load(
         raise UserError(f"PRECISION {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
     target = torch.device(_find_device(device))
     model = weights.find(model_name, pretrained)
-    if model.scheme == weights.TIMM and not model.pretrained:  # timm's own weights, the same as before
+    if model.scheme == weights.TIMM and not model.pretrained:  # the same weights that timm chose before
         model = weights.find(model_name, known.get("pretrained", ""))
     LOG.info("loading %s on %s", model, target)
     network = networks.load(model)
@@ -309,7 +308,7 @@ def load(
 
 
 def native_precisions(device: torch.device) -> tuple[str, ...]:
-    """The precisions that the hardware computes in, from the one that is usually fastest to fp32."""
+    """The precisions that the hardware supports natively, from the usually fastest one to fp32."""
     import torch
 
     if device.type == "cuda":
@@ -320,7 +319,7 @@ def native_precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def processor(device: torch.device) -> str:
-    """The name of the GPU or CPU, as the system gives it."""
+    """The name of the GPU or CPU, as the system reports it."""
     import torch
 
     if device.type == "cuda":
@@ -346,7 +345,7 @@ def _find_device(device: str) -> str:
 
 
 def _bound(errors: np.ndarray) -> float:
-    """What nearly all images' errors stay below, by those (n,) seen; infinite for a single one."""
+    """The bound that nearly all errors stay below, estimated from the errors (n,) seen; infinite for a single error."""
     if len(errors) < 2:
         return math.inf
     logs = np.log(np.maximum(errors, 1e-8))

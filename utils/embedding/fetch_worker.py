@@ -1,6 +1,6 @@
-"""A worker process of the fetcher: many threads download, and one image at a time is decoded.
+"""A worker process of the fetcher. Many threads download, and one image at a time is decoded.
 
-It may start before the model is loaded: downloads begin, and decoding waits for the model's Preprocess.
+It may start before the model is loaded: downloads begin at once, and decoding waits for the model's Preprocess.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NO_PIXELS = np.empty(0, np.uint8)
 
 
 class Job(NamedTuple):
-    """One image to fetch: `key` is the caller's, `id` a uuid as text."""
+    """One image to fetch. The caller chooses `key`; `id` is a uuid as text."""
 
     key: int
     id: str
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """Settings of every worker, pickled to it; `preprocess` may follow later."""
+    """Settings of all workers, sent to them by pickle. `preprocess` may follow later."""
 
     limits: DownloadLimits
     max_pixels: int
@@ -54,9 +54,9 @@ Decoding = Callable[[], contextlib.AbstractContextManager[Preprocess]]
 
 
 def load_pixels(job: Job, settings: FetchSettings, cache: ImageCache, decoding: Decoding) -> Loaded:
-    """An image from the cache or else from its url, and then cached; a file of this machine from where it lies.
+    """Load an image from the cache, or else from its url into the cache. A local file is read in place.
 
-    `decoding` makes a context held while bytes are decoded, which waits for the Preprocess. Raises ImageError.
+    `decoding` makes a context manager that waits for the Preprocess; bytes are decoded inside it. Raises ImageError.
     """
     is_cached = not is_file(job.url)
     if is_cached and (path := cache.find(job.id)):
@@ -75,7 +75,7 @@ def _load(file: Any, max_pixels: int, preprocess: Preprocess) -> Loaded:
 
 
 def digest_of(file: BinaryIO) -> int:
-    """A hash of the bytes, 63 bits; among ten million images two share one by chance in one run of 180,000."""
+    """A 63-bit hash of the bytes. Of ten million images, two have the same hash by chance in one of 180,000 runs."""
     file.seek(0)
     state = hashlib.blake2b(digest_size=8)
     while chunk := file.read(1 << 20):
@@ -89,9 +89,9 @@ Load = Callable[[Job, FetchSettings, ImageCache, Decoding], Loaded]
 def work(
     pipe: Connection, load: Load, settings: FetchSettings, n_threads: int, decoding: Any, cache_bytes: Any
 ) -> None:
-    """Run `load` on each job from the pipe until the parent ends; `decoding` shows which image is being decoded.
+    """Run `load` on each job from the pipe until the parent ends. `decoding` shows the key of the image being decoded.
 
-    A Preprocess from the pipe is the one that `settings` came without.
+    If `settings` has no Preprocess, it comes from the pipe.
     """
     ignore(signal.SIGINT)  # the parent decides
     cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
@@ -116,9 +116,9 @@ def work(
                 pixels, digest = load(job, settings, cache, functools.partial(marking_decode, job.key))
             except (ImageError, UserError) as error:
                 failure = error
-            except Exception as error:  # whatever it is, this image raised it
+            except Exception as error:  # whatever the error is, this image caused it
                 failure = ImageError("bad_image", f"{type(error).__name__}: {error}")
-            with sending, contextlib.suppress(OSError):  # the parent has ended, and this process ends in a moment
+            with sending, contextlib.suppress(OSError):  # the parent has ended, and this process will too
                 pipe.send((job.key, pixels, digest, failure, cache.full))
 
     pipe.send(_start_threads(serve, n_threads))
@@ -135,7 +135,7 @@ def work(
 
 
 def _start_threads(target: Callable[[], None], n_threads: int) -> int:
-    """Start them, or as many as memory and the system allow; returns how many. Raises RuntimeError if none."""
+    """Start as many threads as memory and system allow; returns their number. Raises RuntimeError if none starts."""
     for number in range(n_threads):
         try:
             threading.Thread(target=target, daemon=True).start()

@@ -1,8 +1,8 @@
 """Worker processes that turn urls into pixels, so that the model never waits and no image ends the run.
 
-Processes, not threads: a download costs up to 2 ms of CPU and holds the GIL, which downloads would share with the
-thread that feeds the model; and a decoder that crashes or hangs costs one image. Each process has many threads that
-download and decodes one image at a time: the one that fails if the process dies.
+They are processes, not threads, for two reasons. A download takes up to 2 ms of CPU and holds the GIL, which the thread
+that feeds the model needs. And if a decoder crashes or hangs, only one image fails: each process has many threads that
+download, but decodes one image at a time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from utils.web.hosts import HostQueue
 from utils.web.machine import Suspects
 from utils.web.urls import queue_host
 
-WINDOW = 16  # jobs per download thread that are searched for another host than a slow one
-MAX_FAILED_STARTS = 10  # workers in a row that die without a result: the machine's fault, not an image's
-MAX_DEATHS = 2  # deaths of its worker outside the decoder, after which an image fails
-MAX_DECODE_S = 60  # a decoder that takes longer hangs: 100 megapixels take ten seconds
+WINDOW = 16  # waiting jobs per download thread, so that other hosts are at hand while one host is slow
+MAX_FAILED_STARTS = 10  # if more workers in a row die without a result, the machine is at fault, not an image
+MAX_DEATHS = 2  # an image fails if its workers die more often than this outside the decoder
+MAX_DECODE_S = 60  # a decoder that takes longer counts as hung; 100 megapixels take ten seconds
 
 
 class Result(NamedTuple):
@@ -47,12 +47,12 @@ class Result(NamedTuple):
 
 
 class Fetcher:
-    """Worker processes that fetch `jobs`; iterate over it for the results, in the order in which they arrive.
+    """Worker processes that fetch `jobs`. Iterate over it for the results, in the order in which they arrive.
 
-    `jobs` yields None while it has none; wake() says that it has some again. Bounded: each thread downloads one body
-    (up to 1 MB of it in memory), and no job begins while `n_ready` results wait. A context: leaving it ends the
-    workers. `load` is a worker's function for a job, pickled. Without settings.preprocess, decoding waits for
-    start_decoding().
+    `jobs` yields None while it has no job; call wake() when it has jobs again. Memory is bounded: each thread downloads
+    one body (up to 1 MB of it in memory), and no job starts while `n_ready` results wait. Workers call `load`, which is
+    pickled, for each job. Without settings.preprocess, decoding waits for start_decoding(). A context manager, which
+    ends the workers.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Fetcher:
         self._deaths: collections.Counter[int] = collections.Counter()
         self._killed: set[int] = set()  # keys of images in the decoder of a worker that was killed from outside
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
-        # For the dispatcher. True: there are jobs again; False: stop; a Preprocess: start decoding.
+        # Messages to the dispatcher. True: there are jobs again; False: stop; a Preprocess: start decoding.
         self._woken, self._wake = processes.CONTEXT.Pipe(duplex=False)
         self._waking = threading.Lock()
         self._workers = [self._start() for _ in range(n_workers)]
@@ -91,12 +91,12 @@ class Fetcher:
         self._tell(False)
         self._thread.join()
         for worker in self._workers:
-            worker.process.kill()  # harmless: it writes to the cache by renames only
+            worker.process.kill()  # harmless: a worker adds files to the cache by rename
             worker.process.join()
 
     def __iter__(self) -> Iterator[Result]:
         while True:
-            try:  # Ctrl-C ends no wait that it just precedes, nor any on Windows: wait a second at a time
+            try:  # on Windows, and just before a wait, Ctrl-C does not end the wait: wait a second at a time
                 result = self._results.get(timeout=1)
             except queue.Empty:
                 continue
@@ -107,7 +107,7 @@ class Fetcher:
             yield result
 
     def wake(self) -> None:
-        """Say, from any thread, that `jobs` has jobs again."""
+        """Signal, from any thread, that `jobs` has jobs again."""
         self._tell(True)
 
     def start_decoding(self, preprocess: Preprocess) -> None:
@@ -131,11 +131,11 @@ class Fetcher:
         return _Worker(process, ours, decoding)
 
     def _dispatch(self) -> None:
-        """In a thread of its own: hand out jobs, collect results, replace workers that died."""
+        """Hand out jobs, collect results and replace dead workers, in a thread of its own."""
         try:
             while self._feed():
                 by_pipe = {worker.pipe: worker for worker in self._workers}
-                # A dead worker's pipe is at its end of file. The timeout is for results that were taken meanwhile.
+                # The pipe of a dead worker is ready, too. The timeout is there because results may be taken meanwhile.
                 for ready in wait([*by_pipe, self._woken], timeout=0.05 if self._results.qsize() else 1):
                     if ready in by_pipe:
                         self._collect(by_pipe[ready])
@@ -147,11 +147,11 @@ class Fetcher:
                             _send(worker, message)
                 self._end_hung()
             self._results.put(None)
-        except BaseException as error:  # raised where the results are read
+        except BaseException as error:  # __iter__ raises it
             self._results.put(error)
 
     def _feed(self) -> bool:
-        """Give jobs to workers with a free thread. False if nothing is left to do."""
+        """Give jobs to workers with a free thread. Returns False if nothing is left to do."""
         n_busy = sum(len(worker.jobs) for worker in self._workers)
         while True:
             self._pull()
@@ -167,7 +167,7 @@ class Fetcher:
             _send(worker, job)
 
     def _pull(self) -> None:
-        """Take jobs from the list until WINDOW of them wait."""
+        """Take jobs until WINDOW of them wait per download thread."""
         while self._has_more and len(self._waiting) < self._window:
             try:
                 job = next(self._jobs)
@@ -191,7 +191,7 @@ class Fetcher:
         self._n_failed_starts = 0
         if cache_full and not self._cache_full:
             self._cache_full = cache_full
-            LOG.warning("the image cache takes no more: %s; embedding goes on", cache_full)
+            LOG.warning("no more images are cached: %s; embedding goes on", cache_full)
         job = worker.jobs.pop(key)
         self._waiting.done(queue_host(job.url))
         if isinstance(error, UserError):
@@ -202,8 +202,8 @@ class Fetcher:
         worker.has_started = True
         if n_threads < self._n_threads:
             LOG.warning(
-                "only %d of %d download threads of a process could start: memory or the limit of processes (ulimit -u) "
-                "is short; embedding goes on with fewer downloads at once",
+                "only %d of %d download threads of a process could start: memory or the process limit (ulimit -u) is "
+                "too low; embedding goes on with fewer concurrent downloads",
                 *(n_threads, self._n_threads),
             )
             self._n_threads = n_threads
@@ -213,7 +213,7 @@ class Fetcher:
             self._results.put(result)
 
     def _end_hung(self) -> None:
-        """Kill workers whose decoder hangs; _collect meets their end of file."""
+        """Kill workers whose decoder hangs. _collect() then replaces them."""
         now = time.monotonic()
         for worker in self._workers:
             key = worker.decoding.value
@@ -224,8 +224,8 @@ class Fetcher:
                 worker.process.kill()
 
     def _replace(self, worker: _Worker) -> None:
-        """Replace a worker that died. The image in its decoder fails, the second time if the worker was killed from
-        outside; other jobs are done again, unless their workers died MAX_DEATHS times."""
+        """Replace a dead worker. The image in its decoder fails, but if the worker was killed from outside, only the
+        second time. Its other jobs are repeated, unless their workers have died more than MAX_DEATHS times."""
         worker.process.join()
         code, in_decoder = worker.process.exitcode, worker.decoding.value
         self._n_failed_starts += in_decoder < 0
@@ -234,7 +234,7 @@ class Fetcher:
                 f"download processes end as soon as they start, the last with exit code {code}; "
                 "check free memory and the limits of this machine, then run again"
             )
-        is_kill = code == -9 and not worker.is_hung and in_decoder not in self._killed  # likely for want of memory
+        is_kill = code == -9 and not worker.is_hung and in_decoder not in self._killed  # probably out of memory
         if is_kill:
             self._killed.add(in_decoder)
         if is_kill or code == -signal.SIGTERM:
@@ -252,13 +252,13 @@ class Fetcher:
 
 
 def _send(worker: _Worker, message: Job | Preprocess) -> None:
-    with contextlib.suppress(OSError):  # it died: _collect meets its end of file
+    with contextlib.suppress(OSError):  # the worker died: _collect() replaces it
         worker.pipe.send(message)
 
 
 @dataclasses.dataclass
 class _Worker:
-    """`decoding` is shared: the key of the image in its decoder, -1 for none. `seen`: its value at the last look."""
+    """`decoding` is shared memory: the key of the image in the worker's decoder, or -1. `seen` is its last value read."""
 
     process: Any
     pipe: Connection

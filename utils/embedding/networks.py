@@ -1,4 +1,4 @@
-"""The network of a model, loaded with its trained weights by open_clip or timm, and its image settings."""
+"""Load the network of a model with its trained weights, by open_clip or timm, and read its image settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _TIMM_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Network(NamedTuple):
-    """A torch module, frozen, in fp32, on the CPU; `mean` and `std` normalize pixels of 0 to 1.
+    """A frozen torch module in fp32 on the CPU. `mean` and `std` normalize pixels from 0 to 1.
 
-    `tag` names the weights that timm chose where CLIP_PRETRAINED is "".
+    `tag` is CLIP_PRETRAINED or, if this is "", the tag that timm chose.
     """
 
     module: Any
@@ -30,7 +30,7 @@ class Network(NamedTuple):
 
 
 def load(model: Model) -> Network:
-    """Raises UserError for unknown names and tags, missing or damaged weights, and an unreachable hub."""
+    """Load a network. Raises UserError for unknown names and tags, missing or damaged weights, an unreachable hub."""
     with warnings.catch_warnings(), _without_random_weights():
         warnings.simplefilter("ignore")
         network = _load_timm(model) if model.scheme == TIMM else _load_open_clip(model)
@@ -39,7 +39,7 @@ def load(model: Model) -> Network:
 
 
 def _without_random_weights() -> contextlib.AbstractContextManager[Any]:
-    """Skips initializing weights that loading replaces anyway, which halves the time to load ViT-B/32.
+    """Skip the initialization of weights that loading replaces anyway. This halves the time to load ViT-B/32.
 
     Source: the documentation of torch.overrides.TorchFunctionMode.
     """
@@ -76,7 +76,7 @@ def _load_open_clip(model: Model) -> Network:
 
 
 def _locate(model: Model) -> tuple[str, str | None, dict[str, Any]]:
-    """Arguments for open_clip: model name, checkpoint (tag or path) and options. Files of the hub are in its cache."""
+    """Arguments for open_clip: model name, checkpoint (tag or path), options. Downloads a hub's files to its cache."""
     if model.scheme == LOCAL:
         return model.scheme + model.name, None, {}
     if model.scheme == HUB:
@@ -95,7 +95,7 @@ def _locate(model: Model) -> tuple[str, str | None, dict[str, Any]]:
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"CLIP_PRETRAINED {pretrained!r} is no tag of {name} (known: {known}) and no file; {REMEDY}")
+        raise UserError(f"CLIP_PRETRAINED {pretrained!r} is not a tag of {name} (known: {known}) or a file; {REMEDY}")
     if tag.get("hf_hub"):
         repo, file_name = tag["hf_hub"].rsplit("/", 1)
         names = [str(Path(file_name).with_suffix(".safetensors")), file_name] if file_name else weights.HUB_NAMES
@@ -104,20 +104,20 @@ def _locate(model: Model) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _quick_gelu(name: str, pretrained: str, tag: dict[str, Any]) -> dict[str, Any]:
-    """Run a tag with the activation it was trained with; open_clip only warns of a mismatch."""
+    """Options that make a tag run with the activation it was trained with; open_clip only warns of a mismatch."""
     import open_clip
 
     wants, has = tag.get("quick_gelu", False), (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
     if has and not wants:
         raise UserError(
-            f"{pretrained} was trained without QuickGELU, {name} has it; use {name.replace('-quickgelu', '')}"
+            f"{pretrained} was trained without QuickGELU, but {name} has it; use {name.replace('-quickgelu', '')}"
         )
     return {"force_quick_gelu": True} if wants else {}
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------
 def _load_timm(model: Model) -> Network:
-    """Loads the classifier, too, so that timm itself refuses weights that do not fit, and then removes it."""
+    """Load the network with its classifier, so that timm itself rejects weights that do not fit; then remove that."""
     import timm
 
     config = _timm_config(model)
@@ -140,7 +140,7 @@ def _load_timm(model: Model) -> Network:
 
 
 def _timm_config(model: Model) -> Any:
-    """timm's settings of the model and its tag. Raises UserError if there are none, or no weights."""
+    """timm's settings for the model and its tag. Raises UserError if timm has no such model, tag or weights."""
     import timm
 
     if not timm.is_model(model.name):
@@ -149,14 +149,14 @@ def _timm_config(model: Model) -> Any:
     known = [name.partition(".")[2] for name in timm.list_pretrained(f"{model.name}.*")]
     if tag and tag not in known:
         raise UserError(
-            f"CLIP_PRETRAINED {tag!r} is no tag of timm:{model.name} (known: {', '.join(known) or 'none'}) and no "
+            f"CLIP_PRETRAINED {tag!r} is not a tag of timm:{model.name} (known: {', '.join(known) or 'none'}) or a "
             'file; add --clip-pretrained "" for timm\'s own weights, or the PATH of a checkpoint'
         )
     config: Any = timm.get_pretrained_cfg(f"{model.name}.{tag}" if tag else model.name)
     if not (model.checkpoint or config.hf_hub_id):
         raise UserError(
-            f"timm:{model.name} has no weights on the hub, and random ones are never used; add --clip-pretrained TAG "
-            f"(known: {', '.join(known) or 'none'}) or PATH of a checkpoint"
+            f"timm:{model.name} has no weights on the hub, and random weights are never used; add --clip-pretrained "
+            f"TAG (known: {', '.join(known) or 'none'}) or PATH of a checkpoint"
         )
     return config
 
@@ -172,7 +172,7 @@ def _timm_preprocess(model: Model, module: Any) -> tuple[Preprocess, tuple[float
     is_known = names == ["Resize", "CenterCrop", "MaybeToTensor", "Normalize"] and config["input_size"][0] == 3
     if not is_known or interpolation not in ("bicubic", "bilinear"):
         raise UserError(
-            f"timm:{model.name} prepares its images in a way that is not supported ({', '.join(names)}; "
+            f"timm:{model.name} needs a preprocessing of images that is not supported ({', '.join(names)}; "
             f"{config['interpolation']}); use another model"
         )
     is_square = isinstance(resize.size, int)

@@ -1,4 +1,4 @@
-"""A Ray actor of embed.py: the fetcher and the encoder of the local run, for one block of the list at a time."""
+"""A Ray actor of embed.py: it embeds blocks of the list with the fetcher and the encoder of the local run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from utils.embedding.fetcher import Fetcher, Result
 from utils.embedding.run import NOT_ENCODED, Plan, batches, encode, load, prepare
 from utils.errors import ImageError
 
-CALLS = 2  # blocks per actor: while one waits for its slowest download, the other keeps the model busy
-MAX_ROWS = 1 << 32  # of a block
+CALLS = 2  # blocks per actor at once: while one waits for its slowest download, the other keeps the model busy
+MAX_ROWS = 1 << 32  # limit for the rows of a block
 
 
 class Row(NamedTuple):
-    """An image to embed: `key` is the caller's, `metadata` JSON that comes back unchanged."""
+    """An image to embed. The caller chooses `key`; `metadata` is JSON that is returned unchanged."""
 
     key: int
     id: str
@@ -34,15 +34,15 @@ class Row(NamedTuple):
 
 
 class Embedder:
-    """Embeds blocks, pyarrow tables with the columns of Row; CALLS threads may call it at once.
+    """Embeds blocks, which are pyarrow tables with the columns of Row. CALLS threads may call it at once.
 
-    It has `n_cpus` cores, and relative paths are relative to `folder`.
+    It uses `n_cpus` cores. Relative paths are relative to `folder`.
     """
 
     def __init__(self, plan: Plan, n_cpus: int, folder: str) -> None:
-        with contextlib.suppress(OSError):  # another machine may have no such folder
+        with contextlib.suppress(OSError):  # it may not exist on another machine
             os.chdir(folder)
-        vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own, which each spawned worker would run again
+        vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's script, which each spawned worker would run again
         self._encoder = load(plan)
         self._plan, self._n_cpus = plan, n_cpus
         self._lock, self._preparing = threading.Lock(), threading.Lock()
@@ -53,7 +53,7 @@ class Embedder:
         self._settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache, self._encoder.preprocess)
 
     def __call__(self, table: Any) -> Any:
-        """The block with the columns digest, vector, reason, detail and facts (in its first row) added."""
+        """Return the block with new columns: digest, vector, reason, detail and, only in its first row, facts."""
         import pyarrow
 
         columns = table.to_pydict()
@@ -79,7 +79,7 @@ class Embedder:
         return pyarrow.table(columns)
 
     def _fetch(self, columns: dict[str, list[Any]]) -> Iterator[Result]:
-        """The rows of one block, through the actor's one fetcher: its processes take a second to start."""
+        """Fetch the rows of a block. All blocks share one fetcher, because its processes take a second to start."""
         n, inbox = len(columns["id"]), queue.SimpleQueue[Result | BaseException]()
         with self._lock:
             call = next(self._calls)
@@ -100,7 +100,7 @@ class Embedder:
             del self._inboxes[call]
 
     def _make_fetcher(self) -> Fetcher:
-        """Its results are taken at once, and never exceed the rows of CALLS blocks."""
+        """Results are taken at once and never exceed the rows of CALLS blocks, so their number needs no limit."""
         plan = self._plan
         jobs = iter(self._next_job, "never")
         return Fetcher(jobs, self._settings, plan.n_threads, plan.per_host, MAX_ROWS, n_cpus=self._n_cpus)
@@ -111,13 +111,13 @@ class Embedder:
         return None
 
     def _distribute(self, fetcher: Fetcher) -> None:
-        """Hand each result to the call that waits for it, until this process ends."""
+        """Pass each result to the call that waits for it, until this process ends."""
         try:
             with fetcher:
                 for result in fetcher:
                     if inbox := self._inboxes.get(result.job.key // MAX_ROWS):
                         inbox.put(result)
-        except BaseException as error:  # raised in all calls that wait; the next call gets another fetcher
+        except BaseException as error:  # all waiting calls raise it; the next call gets a new fetcher
             with self._lock:
                 self._fetcher, self._jobs = None, queue.SimpleQueue()
                 for inbox in list(self._inboxes.values()):

@@ -1,7 +1,7 @@
-"""Embed the rest of a list on a Ray cluster: actors turn blocks of the list into vectors for one writer.
+"""Embed the remaining items of a list on a Ray cluster: actors turn blocks of the list into vectors for one writer.
 
-Ray gives back-pressure and GPU placement, replaces actors that die and does their blocks again. A block comes back
-whole or not at all, one output row per input row, so that every image gets exactly one outcome.
+Ray provides back-pressure and GPU placement, replaces dead actors and repeats their blocks. A block is returned whole
+or not at all, with one output row per input row, so that every image gets exactly one outcome.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from utils.web.machine import Suspects
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
-BLOCKS_PER_ACTOR = 4  # at least, so that all actors end at about the same time
-MAX_BLOCK = 8  # batches: a dead actor's blocks are done again, and all pixels of a block may wait in memory
+BLOCKS_PER_ACTOR = 4  # minimum, so that all actors end at about the same time
+MAX_BLOCK = 8  # batches; a dead actor's blocks are repeated, and all pixels of a block may wait in memory
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def cluster(address: str) -> Iterator[None]:
     try:
         import ray
     except ImportError:
-        raise UserError('EMBED_RAY_ADDRESS is set, and Ray is not installed: pip install "ray[data]"') from None
+        raise UserError('EMBED_RAY_ADDRESS is set, but Ray is not installed: pip install "ray[data]"') from None
     on_terminate = signal.getsignal(signal.SIGTERM)
     environment = {"working_dir": str(ROOT), "excludes": EXCLUDES}
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -52,7 +52,7 @@ def cluster(address: str) -> Iterator[None]:
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise UserError(f"no Ray at EMBED_RAY_ADDRESS {address}: {_last_line(error)}") from None
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray replaced it
+        signal.signal(signal.SIGTERM, on_terminate)  # ray.init() replaced it
         try:
             yield
         finally:
@@ -60,7 +60,7 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors: int, n_cpus: int) -> None:
-    """Embed and store all items of `work` that are still to do, on `n_actors` (0: as many as fit) of `n_cpus` cores.
+    """Embed and store the remaining items of `work` with `n_actors` actors (0: as many as fit) of `n_cpus` cores each.
 
     Raises UserError.
     """
@@ -83,7 +83,7 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
                 _keep([known for row in done for known in suspects.sort(row, _error(row))], work, store)
                 progress.update(len(done))
 
-        # Batches on one actor until one has checked the precision, then all others.
+        # One actor embeds single batches until the precision is chosen; then all actors embed the rest.
         while "dimension" not in store.model and (head := list(itertools.islice(rows, plan.batch_size))):
             run(head, len(head), 1)
         run(rows, work.count(TODO), n_actors)
@@ -109,7 +109,7 @@ def _error(row: dict[str, Any]) -> ImageError | None:
 
 
 def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
-    """Number of actors and GPUs of each: one actor per GPU or, without GPUs, per `cpus_per_actor` cores."""
+    """(number of actors, GPUs of each). Default: one actor per GPU or, without GPUs, per `cpus_per_actor` cores."""
     import ray
 
     resources = ray.cluster_resources()
@@ -121,9 +121,9 @@ def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
 def embed(
     rows: Iterable[Row], n_rows: int, actor: tuple[Plan, int, str], n_actors: int, resources: dict[str, Any]
 ) -> Iterator[dict[str, list[Any]]]:
-    """What Embedder makes of blocks of the rows, as columns.
+    """Embed blocks of the rows with Embedder actors; yield each block as columns.
 
-    `actor` holds the arguments of an Embedder, `resources` those of Ray for each.
+    `actor` has the arguments of an Embedder, and `resources` the Ray resources of each actor.
     """
     import pyarrow
     import ray
@@ -150,11 +150,11 @@ def embed(
         Embedder, fn_constructor_args=actor, batch_size=None, batch_format="pyarrow", compute=compute, **resources
     )
     try:
-        table: Any  # no prefetching: it would keep each block back until the next one is done
+        table: Any  # prefetching would delay each block until the next one is done
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield table.to_pydict()
     except ray.exceptions.RayError as error:
-        raise UserError(f"Ray gave up: {_last_line(error)}; run again, everything stored so far is safe") from None
+        raise UserError(f"Ray failed: {_last_line(error)}; run again: everything stored so far is safe") from None
 
 
 def _last_line(error: BaseException) -> str:

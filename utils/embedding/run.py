@@ -1,4 +1,4 @@
-"""Embed the rest of a list in this process: download, decode, encode and store, side by side."""
+"""Embed the remaining items of a list in this process: download, decode, encode and store, all at the same time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from utils.web.download import DownloadLimits
 if TYPE_CHECKING:
     from utils.embedding.encoder import Encoder
 
-READY_BATCHES = 4  # fetched before the model takes them: the model never waits, and each needs 5 MB at 224 pixels
+READY_BATCHES = 4  # fetched ahead, so that the model never waits; each needs 5 MB at 224 pixels
 NOT_ENCODED = ImageError("model", "the forward pass gives no numbers")
 
 
 class Plan(NamedTuple):
-    """Settings shared by the local and the Ray run; `known` are the model facts that the collection remembers."""
+    """Settings shared by the local and the Ray run. `known` are the model facts stored with the collection."""
 
     model: tuple[str, str, str, str]  # name, pretrained, device, precision
     known: dict[str, Any]
@@ -42,9 +42,9 @@ class Plan(NamedTuple):
 
 
 def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan) -> None:
-    """Embed and store all items of `work` that are still to do. Raises UserError.
+    """Embed and store the remaining items of `work`. Raises UserError.
 
-    While torch is imported and the model loads, downloads begin, the model's files are hashed, and the index's process
+    While torch is imported and the model loads, downloads begin, the model's files are hashed, and the index process
     starts.
     """
     settings = FetchSettings(plan.limits, plan.max_pixels, *plan.cache)
@@ -73,7 +73,7 @@ def load(plan: Plan) -> Encoder:
 
 
 def prepare(model: Encoder, results: Iterator[Result]) -> Iterator[Result]:
-    """The same results, once the first of them have shown the model's dimension and its best precision."""
+    """Choose the model's precision with the first results, which also set its dimension; then return all results."""
     from utils.embedding.encoder import MAX_CHECKED, N_CHECKED
 
     if model.dimension and not model.has_choice:
@@ -93,7 +93,7 @@ def prepare(model: Encoder, results: Iterator[Result]) -> Iterator[Result]:
 
 
 def encode_all(model: Encoder, fetched: Iterator[list[Result]], keeper: Keeper) -> None:
-    """Encode batches in the model's streams and have them kept, in order."""
+    """Encode batches in the model's streams, and pass them to `keeper` in order."""
     encoding: collections.deque[tuple[list[Result], Future[np.ndarray]]] = collections.deque()
     with ThreadPoolExecutor(model.streams, initializer=model.take_share) as streams:
         try:
@@ -108,7 +108,7 @@ def encode_all(model: Encoder, fetched: Iterator[list[Result]], keeper: Keeper) 
 
 
 def batches(results: Iterable[Result], size: int, fail: Callable[[Job, ImageError], None]) -> Iterator[list[Result]]:
-    """Fetched images, `size` at a time; failures go to `fail`."""
+    """Yield fetched images in batches of `size`; pass failures to `fail`."""
     batch = []
     for result in results:
         if result.error is None:
@@ -123,16 +123,16 @@ def batches(results: Iterable[Result], size: int, fail: Callable[[Job, ImageErro
 
 
 def encode(model: Encoder, batch: list[Result]) -> np.ndarray:
-    """(B, D) float32 vectors of a batch, NaN where the model fails. Raises UserError if it fails on every image."""
+    """(B, D) float32 vectors of a batch, NaN where the model fails. Raises UserError if the model no longer works."""
     return model.encode_each(np.stack([result.pixels for result in batch]))
 
 
 class Keeper:
-    """Stores encoded batches in a thread of its own, and notes each image's outcome. A context."""
+    """Stores encoded batches in a thread of its own, and notes each image's outcome. A context manager."""
 
     def __init__(self, work: Worklist, store: Store, progress: Any) -> None:
         self._work, self._store, self._progress = work, store, progress
-        self._metadata: dict[int, dict[str, Any]] = {}  # of the images in flight
+        self._metadata: dict[int, dict[str, Any]] = {}  # index -> metadata, for images in flight
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
 
@@ -140,7 +140,7 @@ class Keeper:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._writer.shutdown()  # waits, so that the store is closed between writes
+        self._writer.shutdown()  # waits, so that the store is not closed during a write
 
     def jobs(self) -> Iterator[Job]:
         for index, item in self._work.todo():
@@ -148,7 +148,7 @@ class Keeper:
             yield Job(index, from_ids(self._work.ids[index : index + 1])[0], item["url"])
 
     def keep(self, batch: list[Result], encoded: Future[np.ndarray]) -> None:
-        """Store a batch, once it is encoded and the batch before it is stored."""
+        """Wait until a batch is encoded and the batch before it is stored, then start to store it."""
         vectors = encoded.result()
         is_good = np.isfinite(vectors).all(axis=1)
         for result in itertools.compress(batch, ~is_good):
@@ -164,7 +164,7 @@ class Keeper:
         self._progress.update(len(good))
 
     def wait(self) -> None:
-        """Wait until all kept batches are on the disk. Raises the writer's error."""
+        """Wait until all batches are on the disk. Raises the writer's error."""
         if self._written:
             self._written.result()
 

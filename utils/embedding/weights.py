@@ -1,4 +1,4 @@
-"""Which model is asked for: its name, its local files, its identity, and its weights in the hub's cache."""
+"""The model that the settings name: its local files, its identity, and its weights in the hub's cache."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Model:
-    """A model as the settings name it: `name` without its scheme, `pretrained` a tag, a checkpoint's path or "".
+    """A model that the settings name. `name` has no scheme; `pretrained` is a tag, the path of a checkpoint, or "".
 
-    `files` are its local files, by the key of their hash in the identity.
+    `files` has its local files, by the key that their hash has in the identity.
     """
 
     scheme: str
@@ -53,21 +53,21 @@ class Model:
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
-        """Name and tag, or the SHA-256 of local files: the names are for people then. Costs a second per GB or two."""
+        """The name, the tag, and the SHA-256 of each local file. Hashing takes a second per 1 to 2 GB."""
         hashes = {key: _sha256(path) for key, path in self.files.items()}
         return {"model_name": self.scheme + self.name, "pretrained": self.pretrained, **hashes}
 
     @property
     def is_image_only(self) -> bool:
-        """Whether it has no text tower, or declares it untrained ("image_only": true in a local-dir's config)."""
+        """Whether the model has no text tower, or an untrained one ("image_only": true in a local-dir's config)."""
         config = self.files.get("config_sha256")
         return self.scheme == TIMM or bool(config and read_json(config, "model config").get("image_only"))
 
 
 def find(model_name: str, pretrained: str) -> Model:
-    """The model of the settings CLIP_MODEL_NAME and CLIP_PRETRAINED, without loading it or hashing its files.
+    """Find the model of CLIP_MODEL_NAME and CLIP_PRETRAINED, without loading it or hashing its files.
 
-    Raises UserError for a name without a model, for missing local files, and for what would mean random weights.
+    Raises UserError if no model is named, if local files are missing, and if the weights would be random.
     """
     scheme = next((scheme for scheme in (HUB, LOCAL, TIMM) if model_name.startswith(scheme)), "")
     name = model_name[len(scheme) :]
@@ -91,14 +91,14 @@ def find(model_name: str, pretrained: str) -> Model:
 
 
 def _find_local(folder: Path) -> tuple[Path, Path]:
-    """(config, checkpoint) of a local-dir model: the files that open_clip takes, found without importing it."""
+    """(config, checkpoint) of a local-dir model: the files that open_clip would use, found without importing it."""
     config = folder / CONFIG_NAME
     if not config.is_file():
         raise UserError(f"local-dir:{folder} has no {CONFIG_NAME}; {REMEDY}")
     found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pth"))
     ranks = {name: rank for rank, name in enumerate(_CHECKPOINT_NAMES)}
     if not found:
-        raise UserError(f"local-dir:{folder} has no weights, and random ones are never used; {REMEDY}")
+        raise UserError(f"local-dir:{folder} has no weights, and random weights are never used; {REMEDY}")
     return config, min(found, key=lambda path: (ranks.get(path.name, len(ranks)), path.suffix != ".safetensors"))
 
 
@@ -113,9 +113,9 @@ def _sha256(path: Path) -> str:
 
 
 def fetch(repo: str, names: Sequence[str]) -> None:
-    """Bring the first of the files `names` that the hub's `repo` has into the hub's cache, or find it there.
+    """Download the first of the files `names` that `repo` has to the hub's cache, unless one is there already.
 
-    One request with one time limit asks for each name first: left alone, hf_hub_download retries a silent hub for 13
+    For each name, a single request with a time limit comes first, because hf_hub_download retries a silent hub for 13
     minutes. A download that stalls ends after six read timeouts (HF_HUB_DOWNLOAD_TIMEOUT, 10 s each). Raises UserError.
     """
     import huggingface_hub
@@ -142,10 +142,10 @@ def fetch(repo: str, names: Sequence[str]) -> None:
 
 
 def _network_fault(error: BaseException | None, endpoint: str) -> str:
-    """The fault of the network at the root of an error, for people; "" for any other error."""
+    """Describe the network fault at the root of an error; "" for any other error."""
     while error:
         if isinstance(error, socket.gaierror):
-            return f"no network, the hub's name ({endpoint}) does not resolve"
+            return f"no network: the hub's name ({endpoint}) does not resolve"
         if isinstance(error, ConnectionRefusedError):
             return f"the hub at {endpoint} refuses connections"
         if isinstance(error, TimeoutError):
