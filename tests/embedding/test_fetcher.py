@@ -217,9 +217,7 @@ def test_leaving_it_early_ends_the_processes():
 
 def test_a_cache_that_is_full_is_said_once(caplog: pytest.LogCaptureFixture):
     fetch_all(["http://h/full", "http://h/ok", "http://h/ok"], n_threads=1)
-    assert [record.message for record in caplog.records] == [
-        "no more images are cached: it is full; embedding goes on"
-    ]
+    assert [record.message for record in caplog.records] == ["no more images are cached: it is full; embedding goes on"]
 
 
 class SlowHost(PhotoServer):

@@ -99,7 +99,7 @@ class Encoder:
         """Like encode(), but the vector of an image is NaN if the model fails on it.
 
         An image counts as failing only if it also fails alone while the model still encodes a gray image. Raises
-        UserError for any other failure: if the device is gone, its memory full or the model broken, no image is at fault.
+        UserError for any other failure: if the device is gone, its memory full or the model broken, no image fails.
         """
         try:
             vectors = self.encode(pixels, precision)

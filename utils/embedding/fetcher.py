@@ -258,7 +258,7 @@ def _send(worker: _Worker, message: Job | Preprocess) -> None:
 
 @dataclasses.dataclass
 class _Worker:
-    """`decoding` is shared memory: the key of the image in the worker's decoder, or -1. `seen` is its last value read."""
+    """`decoding` is shared memory: the key of the image in the worker's decoder, or -1. `seen`: its value last read."""
 
     process: Any
     pipe: Connection
