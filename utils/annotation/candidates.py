@@ -1,4 +1,4 @@
-"""The images that directories can be made of: ids and vectors of a collection, restricted by past decisions."""
+"""The images that directories can show: ids and vectors of a collection, restricted by past decisions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Candidates:
     eligible: np.ndarray  # (N,) bool: may be neighbors
     model: dict[str, Any]  # model facts stored with the collection
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
-    judged: dict[int, set[int]] = field(default_factory=dict)  # row -> rows not to be shown with it
-    name: str = ""  # of the collection
-    pool: dict[str, np.ndarray] = field(default_factory=dict)  # more collections -> (N, D) as vectors
-    brought: dict[str, dict[str, str]] = field(default_factory=dict)  # main id -> shown id -> its collection
+    judged: dict[int, set[int]] = field(default_factory=dict)  # row -> rows that must not be shown with it
+    name: str = ""  # name of the collection
+    pool: dict[str, np.ndarray] = field(default_factory=dict)  # name of a further collection -> its vectors (N, D)
+    brought: dict[str, dict[str, str]] = field(default_factory=dict)  # main id -> shown id -> collection that ranked it
     row_of: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ class Candidates:
         return [self.row_of[id_] for id_ in ids if id_ in self.row_of]
 
     def leave_out(self, ids: Iterable[str]) -> None:
-        """Do not make these main images."""
+        """Exclude these ids as main images."""
         self.allowed[self.rows(ids)] = False
 
     def leave_out_annotated(self, records: Sequence[Record], show_judged: bool) -> None:
-        """Exclude positives as main images, and pairs of a main image and what was judged with it from being shown."""
+        """Exclude positives as main images and, unless `show_judged`, pairs of a main image and a judged image."""
         for record in records:
             self.leave_out(record["pos"])
             if record["pos"][0] not in self.row_of:
@@ -61,8 +61,7 @@ class Candidates:
                 self.judged.setdefault(row, set()).add(positives[0])
 
     def add_pool(self, place: Place, name: str) -> int:
-        """Show the nearest images of collection `name`, too. Images that it lacks are shown nowhere; returns how many.
-
+        """Also show the nearest images of collection `name`. Images missing there are not shown; returns their number.
         Raises UserError if the collection cannot be read or has none of the images.
         """
         with collection.reading(place, name) as images:
@@ -78,14 +77,14 @@ class Candidates:
         return int((~is_there).sum())
 
     def nearest(self, mains: Sequence[int], n_nearest: int, max_similarity: float) -> list[neighbors.Neighbors]:
-        """The nearest images of each main image; with a pool those of all collections, in turns by rank.
+        """The nearest images of each main image. With a pool, the collections take turns, rank by rank.
 
-        Similarities are this collection's. Which collection has the first turn depends on the main image.
+        Similarities are from this collection. The main image decides which collection has the first turn.
         """
         judged = [sorted(self.judged.get(main, ())) for main in mains]
         if not self.pool:
             return neighbors.nearest(self.vectors, mains, n_nearest, self.eligible, judged, max_similarity)
-        n_each = n_nearest if max_similarity >= 1 else 2 * n_nearest  # near duplicates of each other give way, too
+        n_each = n_nearest if max_similarity >= 1 else 2 * n_nearest  # spares for near duplicates, which are dropped
         spaces = [self.vectors, *self.pool.values()]
         found = [neighbors.nearest(vectors, mains, n_each, self.eligible, judged, max_similarity) for vectors in spaces]
         return [
@@ -106,7 +105,7 @@ class Candidates:
         return neighbors.Neighbors(rows.tolist(), similarities, n_dropped)
 
     def cosines(self, ids: Sequence[str]) -> dict[str, float]:
-        """Cosine of each id to the first, 6 decimals; {} if the first is not in the collection, others are skipped."""
+        """Cosine of each id to the first, 6 decimals. Ids not in the collection are skipped; {} if the first is not."""
         rows = self.rows(ids)
         if not rows or self.ids[rows[0]] != ids[0]:
             return {}
@@ -123,15 +122,14 @@ class Candidates:
 
 
 def read_candidates(place: Place, name: str, where: dict[str, Any], neighbors_where: dict[str, Any]) -> Candidates:
-    """All images of collection `name`; `where` restricts the main images, `neighbors_where` the neighbors.
-
+    """Read all images of collection `name`. `where` restricts the main images, `neighbors_where` the neighbors.
     Raises UserError if the collection is missing, empty or torn, or if a filter is malformed or matches nothing.
     """
     with collection.reading(place, name) as images:
         ids = collection.read_ids(images)
         foreign = next((id_ for id_ in ids if not is_uuid(id_)), None)
         if foreign is not None:
-            raise UserError(f"collection {name} holds the id {foreign!r}, which is no uuid; make it with embed.py")
+            raise UserError(f"collection {name} has the id {foreign!r}, which is not a uuid; make it with embed.py")
         allowed = _matching(images, ids, where, "ANN_DIRRIFY_WHERE")
         eligible = _matching(images, ids, neighbors_where, "ANN_DIRRIFY_NEIGHBORS_WHERE")
         load_vectors = collection.spool_vectors(images, ids)

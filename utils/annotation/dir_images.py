@@ -23,16 +23,16 @@ from utils.web.download import DownloadLimits, fetch
 from utils.web.hosts import HostPool
 from utils.web.urls import queue_host
 
-COPIERS = 2  # threads; more do not help, copying small files is bound by the GIL and the file system
-MAX_DECODE_S = 60  # a decoder that needs longer hangs
-MAX_FAILURES = 16  # downloads that fail in a row for reasons of the network before the run ends
-MAX_QUIET_S, MIN_FAILURES = 30, 4  # or fewer in a row, without success for so long: one slow host is no outage
-_OFFLINE = frozenset({"connection", "timeout"})  # reasons that a network that is down has
+COPIERS = 2  # threads; more do not help, because the GIL and the file system limit the copying of small files
+MAX_DECODE_S = 60  # a decoder that takes longer counts as hung
+MAX_FAILURES = 16  # the run ends if this many downloads in a row fail because of the network
+MAX_QUIET_S, MIN_FAILURES = 30, 4  # or this many in a row, without success for this long: one slow host is no outage
+_OFFLINE = frozenset({"connection", "timeout"})  # reasons of failures while the network is down
 _NO_REQUEST = frozenset({"bad_url", "blocked_address"})  # reasons that say nothing about the network
 
 
 class _Outcome(NamedTuple):
-    """Of one image: the reason of its failure, or "" and the digest of the file written."""
+    """The outcome of an image: the reason of its failure, or "" and the digest of the written file."""
 
     reason: str
     digest: str = ""
@@ -40,10 +40,10 @@ class _Outcome(NamedTuple):
 
 
 class DirImages:
-    """Fills folders, several at a time. Use it as a context: leaving it cancels pending work.
+    """Fills folders, several at a time. A context manager: leaving it cancels pending work.
 
-    urls_of: ids -> urls, for images that are not cached. failures: reason -> count, of completed folders. max_side: of
-    review copies, 0 for originals; see write_review_copy().
+    urls_of: ids -> urls, for images that are not cached. failures: reason -> count, for completed folders. max_side:
+    pixels of review copies, 0 for originals; see write_review_copy().
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DirImages:
         self.n_copied = self.n_downloaded = 0
         self._cache, self._urls_of, self._limits, self._max_pixels = cache, urls_of, limits, max_pixels
         self._max_side, self._lock = max_side, threading.Lock()
-        n_decoders = (os.cpu_count() or 1) + 1  # one more than cores: one of them waits for its next image
+        n_decoders = (os.cpu_count() or 1) + 1  # one more than cores, because one waits for its next image
         self._copiers, self._converters = ThreadPoolExecutor(COPIERS), ThreadPoolExecutor(n_decoders)
         self._decoders = Workers(n_decoders, MAX_DECODE_S)
         self._downloaders: HostPool[_Outcome] = HostPool(n_workers, n_per_host)
@@ -76,16 +76,16 @@ class DirImages:
         self._converters.shutdown(cancel_futures=True)
 
     def start(self, ids: list[str], folder: Path) -> Callable[[], dict[str, str]]:
-        """Begin to fill the new `folder` with the images of `ids`, named by rank.
+        """Start to fill the new `folder` with the images of `ids`, named by rank.
 
         Returns a function that waits for the folder and returns {id: digest} of the images in it, in rank order. It
-        raises UserError once there seems to be no network.
+        raises UserError if there seems to be no network.
         """
         copying = self._copiers.submit(self._copy, ids, folder)
         return lambda: self._wait(ids, copying)
 
     def _copy(self, ids: list[str], folder: Path) -> dict[str, _Outcome | Future[_Outcome]]:
-        """Copy cached images, start a download for each other. Copies, not links: viewers rotate files in place."""
+        """Copy cached images, and download the others. Files are copied, not linked: viewers rotate files in place."""
         folder.mkdir()
         stems = {id_: folder / image_name(rank, id_, "") for rank, id_ in enumerate(ids)}
         placed = {id_: outcome for id_, stem in stems.items() if (outcome := self._copy_one(id_, stem))}
@@ -102,7 +102,7 @@ class DirImages:
             return self._urls_of(ids) if ids else []
 
     def _copy_one(self, id_: str, stem: Path) -> _Outcome | Future[_Outcome] | None:
-        """None if there is no usable file in the cache."""
+        """Copy or convert the cached image. Returns None if the cache has no usable file."""
         path = self._cache.find(id_)
         try:
             file = path.open("rb") if path else None
@@ -129,7 +129,7 @@ class DirImages:
             return self._download(url, stem, None)
 
     def _write_review_copy(self, path: Path, stem: Path) -> str:
-        """The digest of the copy. The decoder's process protects this one from hostile files. Raises ImageError."""
+        """Write a review copy in another process, as files may be hostile; returns its digest. Raises ImageError."""
         try:
             with _naming(stem):
                 return file_digest(self._decoders.run(write_review_copy, path, stem, self._max_side, self._max_pixels))
@@ -139,7 +139,7 @@ class DirImages:
             raise ImageError("bad_image", "its decoder's process died or hung") from None
 
     def _download(self, url: str, stem: Path, main: Future[_Outcome] | None) -> _Outcome:
-        """Skipped once the main image has failed, and without a network."""
+        """Download an image, unless the main image has failed or there is no network."""
         if not url:
             return _Outcome("bad_record")
         if main is not None and main.done() and main.result().reason:
@@ -188,7 +188,7 @@ class DirImages:
                 "HTTPS_PROXY to your proxy; the same command goes on"
             )
         if results[ids[0]].reason:
-            self.failures[results[ids[0]].reason] += 1  # of its neighbors only some were tried: not counted
+            self.failures[results[ids[0]].reason] += 1  # its neighbors are not counted: only some were tried
             return {}
         self.n_copied += sum(result.was_cached for result in results.values())
         self.n_downloaded += sum(not result.reason and not result.was_cached for result in results.values())
@@ -198,7 +198,7 @@ class DirImages:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An OSError names `path`, which an error of writing does not."""
+    """Make an OSError name `path`; errors of writing do not name the file."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Main images with their neighbors, drawn in blocks, ahead of the directories that are made from them.
+"""Draw groups (main images with their neighbors) in blocks, ahead of making their directories.
 
-The outcomes of earlier groups decide what is drawn; their timing does not. A block is drawn as if all pending groups
-will succeed, and at most AHEAD blocks are pending. So 64 connections, one connection, and a run that was killed and
-resumed make the same directories.
+Draws depend on the outcomes of earlier groups, but not on their timing. A block is drawn as if all pending groups will
+succeed, and at most AHEAD blocks are pending. So 64 connections, one connection, and a run that was killed and resumed
+make the same directories.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Groups:
 
     draw: returns an iterator of rows in the order to try; called again after its end if a group failed meanwhile.
     allowed: (N,) bool, updated in place: rows that may become main images now.
-    repeats: draw every row, allowed or not, shown or not (the user named them).
+    repeats: draw every row, even if it is not allowed or was shown, because the user named it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Groups:
         self._gave_back = False
 
     def take(self, n: int) -> list[DrawnGroup]:
-        """Up to n groups; fewer if they show each other's main image, none if no row is left."""
+        """Draw up to n groups: fewer if they show each other's main image, none if no row is left."""
         mains = self._take_rows(1 if self._repeats else min(n, BLOCK))
         groups = []
         for main, neighbors in zip(mains, self._find(mains) if mains else []):
@@ -67,7 +67,7 @@ class Groups:
         return groups
 
     def fail(self, group: DrawnGroup) -> None:
-        """The main image could not be loaded: it is not tried again, and its neighbors become free."""
+        """Note that the main image could not be loaded: it is not tried again, and its neighbors become available."""
         self._count(group.neighbors.rows, -1)
         self._gave_back = True
 
@@ -90,10 +90,10 @@ class Groups:
 
 
 def make_groups(groups: Groups, n: int, start: Callable[[DrawnGroup], Callable[[], bool]]) -> Iterator[DrawnGroup]:
-    """Make n groups, or as many as can be drawn; yields each that succeeds.
+    """Make n groups, or as many as can be drawn. Yields each group that succeeds.
 
-    `start` begins a group and returns a function that completes it and returns its success. These functions are
-    called in the order of drawing.
+    `start` begins a group and returns a function that completes it and returns whether it succeeded. These functions
+    are called in the order of drawing.
     """
     pending: collections.deque[list[tuple[DrawnGroup, Callable[[], bool]]]] = collections.deque()
     n_made = 0

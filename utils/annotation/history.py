@@ -1,14 +1,13 @@
-"""The history: what reviewers were shown and what they decided, one JSON object per directory and event, append-only.
-
+"""The history of shown images and decisions: an append-only file with one JSON object per directory and event.
 Shown:       {"root", "main", "dir", "shown": {id: cosine}, "sampler", "options", "seed", "pick", "model", "time"};
-             + "pool": [collections], "brought": {id: the collection that brought it}, of ANN_DIRRIFY_POOL
+             with ANN_DIRRIFY_POOL + "pool": [collections], "brought": {id: collection that ranked it}
 Loaded:      {"root", "main", "dir", "kept": [ids], "deleted": [ids], "time"}; + "replaced": the record before
 Discarded:   {"root", "main", "dir", "discarded": true, "time"}
 Second look: {"root", "main", "dir", "second_look": {"kept", "deleted"}, "record": {"pos", "neg"}, "time"}
 Undone:      {"root": null, "main", "undone": true, "time"}, when its load was undone
 Events of one load share "load", an id, and "records", the name of the annotated data; undone events repeat both.
-`time` is UTC, ISO 8601. The annotated data do not depend on the history. Without one (path ""), only the last load can
-be undone.
+`time` is UTC, ISO 8601. The annotated data do not depend on the history. Without a history (path ""), only the last
+load can be undone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from utils.log import LOG
 
 Event = dict[str, Any]
 
-WAIT_S = 60  # for another appending process
+WAIT_S = 60  # to wait for another process that appends
 
 
 def now() -> str:
@@ -33,9 +32,9 @@ def now() -> str:
 
 
 def read_events(path: str | Path, skip: str = "") -> Iterator[Event]:
-    """All events, oldest first; none without a file. Damaged lines are skipped with a warning.
+    """Yield all events, oldest first; none if there is no file. Damaged lines are skipped with a warning.
 
-    Lines that contain `skip` are passed over without the cost of parsing them.
+    Lines that contain `skip` are skipped without parsing, which is faster.
     """
     if not path or not Path(path).exists():
         return
@@ -54,7 +53,7 @@ def read_events(path: str | Path, skip: str = "") -> Iterator[Event]:
 
 
 def append(path: str | Path, events: Iterable[Event]) -> None:
-    """Append events durably; does nothing without a path. A half-written line of a killed process is ended first."""
+    """Append events durably; does nothing without a path. First ends a half-written line of a killed process."""
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
     if not path or not lines:
         return
@@ -70,7 +69,7 @@ def append(path: str | Path, events: Iterable[Event]) -> None:
 
 
 def append_shown(path: str | Path, root: Path, begun: str, shown: Sequence[Event]) -> None:
-    """Append the directories that a run, begun at that time, has in `root`: events without root and time; each once."""
+    """Append `shown`, events without root and time of a run in `root`, except events it has appended since `begun`."""
     name = str(root.resolve())
     known = {
         event["main"]
@@ -86,14 +85,14 @@ def shown(events: Iterable[Event]) -> set[str]:
 
 
 def in_effect(events: Iterable[Event]) -> list[Event]:
-    """Without the events of undone loads and the undone events that name a load."""
+    """Remove the events of undone loads, and the undone events that name a load."""
     events = list(events)
     undone = {str(event["load"]) for event in events if event.get("undone") and event.get("load")}
     return [event for event in events if str(event.get("load")) not in undone]
 
 
 def read_decisions(path: str | Path) -> list[Event]:
-    """The events in effect, without those of what was shown."""
+    """The events in effect, except "shown" events."""
     return in_effect(event for event in read_events(path, skip='"shown": {') if "shown" not in event)
 
 
@@ -110,14 +109,14 @@ def discarded(decisions: Iterable[Event]) -> set[str]:
 
 # --- second looks -----------------------------------------------------------------------------------------------------
 def verdicts(look: Event) -> dict[str, tuple[bool, bool]]:
-    """Image -> kept in the record, kept in the second look; without the main image, for images judged in both."""
+    """Image -> (kept in the record, kept in the second look), for all images judged in both except the main image."""
     record, second = look["record"], look["second_look"]
     both = ({*record["pos"], *record["neg"]} & {*second["kept"], *second["deleted"]}) - {look["main"]}
     return {id_: (id_ in record["pos"], id_ in second["kept"]) for id_ in sorted(both)}
 
 
 def kappa(verdicts: Sequence[tuple[bool, bool]]) -> float | None:
-    """Cohen's kappa: agreement beyond chance, 1 at best; None if chance alone makes them agree, as without verdicts.
+    """Cohen's kappa: agreement beyond chance, at most 1. None without verdicts, and if the agreement by chance is 1.
 
     Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
     """

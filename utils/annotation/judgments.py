@@ -1,4 +1,4 @@
-"""Records against the collection: judged items ranked by similarity; and records against each other: contradictions."""
+"""Compare records with the collection (judged items ranked by similarity) and with each other (contradictions)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Item(NamedTuple):
 class Judged(NamedTuple):
     """The items of one record, ranked by the collection: most similar to the main image first, ties by id."""
 
-    number: int  # of the record
+    number: int  # number of the record
     main: str
-    items: list[Item]  # neither the main image nor ids that are not in the collection
+    items: list[Item]  # without the main image and without ids that are not in the collection
 
 
 class Chain(NamedTuple):
@@ -56,7 +56,7 @@ def rank(records: Sequence[Record], row_of: Mapping[str, int], vectors: np.ndarr
 
 
 def contradictions(records: Iterable[Record]) -> tuple[list[tuple[str, str]], list[Chain]]:
-    """Pairs judged both ways; and for each other pair judged not similar at most one chain."""
+    """(pairs judged similar and not similar; for each other pair judged not similar, at most one chain)."""
     similar: dict[str, set[str]] = {}
     different: dict[str, set[str]] = {}
     for record in records:

@@ -1,7 +1,7 @@
-"""One load: what reviewed directories change in the annotated data and the history, and how the last load is undone.
+"""One load: the changes that reviewed directories make in the annotated data and the history; and undoing a load.
 
-The history is written before the annotated data. If a kill or a full disk comes between, the next load finds events
-without their records and takes these back first.
+The history is written before the annotated data. After a kill or a full disk in between, the next load finds events
+without their records, and undoes these events first.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Load:
 
     items: list[Any]
     decisions: list[Event]  # of earlier loads, in effect
-    interrupted: list[Event]  # of a load that never reached the annotated data
+    interrupted: list[Event]  # events of a load that did not reach the annotated data
     n_foreign: int = 0  # items of other tools
     loaded: list[ReviewedDir] = field(default_factory=list)
     replaced: list[ReviewedDir] = field(default_factory=list)
-    different: list[ReviewedDir] = field(default_factory=list)  # from their records, which stay
+    different: list[ReviewedDir] = field(default_factory=list)  # they differ from their records, which stay
     already: list[ReviewedDir] = field(default_factory=list)  # equal to their records
     second_looks: list[ReviewedDir] = field(default_factory=list)  # at directories recorded from another root
-    untouched: list[ReviewedDir] = field(default_factory=list)  # left out on request
+    untouched: list[ReviewedDir] = field(default_factory=list)  # left out because of `skip`
     discarded: list[ReviewedDir] = field(default_factory=list)
     gone: list[ReviewedDir] = field(default_factory=list)  # deleted, but recorded before or from another root
-    revived: list[ReviewedDir] = field(default_factory=list)  # loaded, though discarded before
-    other_main: list[ReviewedDir] = field(default_factory=list)  # loaded; main image is a positive of another record
+    revived: list[ReviewedDir] = field(default_factory=list)  # loaded now, but discarded before
+    other_main: list[ReviewedDir] = field(default_factory=list)  # loaded, but their main image is a positive elsewhere
     root_of: dict[str, str] = field(default_factory=dict)  # main id -> root in which it was recorded
 
     @property
@@ -45,7 +45,7 @@ class Load:
 
 
 def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool, skip: bool) -> Load:
-    """Decide about each directory, root by root, in index order. skip: leave out untouched directories."""
+    """Decide on each directory, root by root, in index order. skip: leave out untouched directories."""
     items, decisions = read_items(path), history.read_decisions(history_path)
     last = _last_load(decisions, path.name)
     interrupted = last if _is_interrupted(items, last) else []
@@ -79,7 +79,7 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
 
 
 def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedDir) -> int | None:
-    """The record that starts with the main image or consists of exactly the samples."""
+    """Index of the record that starts with the main image or has exactly the images of samples.json."""
     samples = set(folder.review.samples[folder.main])
     for index in indexes:
         if items[index]["pos"][0] == folder.main or {*items[index]["pos"], *items[index]["neg"]} == samples:
@@ -110,12 +110,12 @@ def _compare(load: Load, folder: ReviewedDir, index: int, replace: bool, skip: b
     else:
         load.different.append(folder)
     root = load.root_of.get(folder.main, "")
-    if root != folder.review.name and (root or not is_equal):  # without a history any change could be one
+    if root != folder.review.name and (root or not is_equal):  # without a history, any change may be one
         load.second_looks.append(folder)
 
 
 def save(path: Path, history_path: str, load: Load) -> None:
-    """Append the load to the history, then replace the annotated data; nothing if nothing is new."""
+    """Append the load to the history, then replace the annotated data. Writes nothing if nothing is new."""
     base = {"time": history.now(), "load": secrets.token_hex(6), "records": path.name}
     events = [*_undoing(load.interrupted), *({**event, **base} for event in _events(load))]
     history.append(history_path, events)
@@ -151,18 +151,18 @@ def _subject(folder: ReviewedDir) -> Event:
 # --- undo -------------------------------------------------------------------------------------------------------------
 @dataclass
 class Undone:
-    """What taking back a load does."""
+    """The result of undoing a load."""
 
     items: list[Any]
     n_removed: int = 0
     n_restored: int = 0
     n_discards: int = 0
     n_second_looks: int = 0
-    n_edited: int = 0  # records that are not as the load left them, and stay
+    n_edited: int = 0  # records that were edited after the load, and stay
 
 
 def undo(path: Path, history_path: str) -> Undone:
-    """Take back the last load, as the history tells it; else put back .bak. Raises UserError if there is neither."""
+    """Undo the last load by its events in the history, else restore .bak. Raises UserError if there is neither."""
     items = read_items(path)
     events = _last_load(history.read_decisions(history_path), path.name)
     backup = read_items(backup_path(path)) if path.exists() and backup_path(path).exists() else None
@@ -170,7 +170,7 @@ def undo(path: Path, history_path: str) -> Undone:
     is_later = backup is not None and _without(backup, events).items != backup  # the last load is not in the history
     if is_later or not events:
         if backup is None:
-            raise UserError(f"nothing to take back: no load in the history, and {backup_path(path)} does not exist")
+            raise UserError(f"nothing to undo: no load in the history, and {backup_path(path)} does not exist")
         before, had = set(map(_text, backup)), {item["pos"][0] for item in backup if is_record(item)}
         events = [{"main": item["pos"][0]} for item in items if is_record(item) and _text(item) not in before]
         n_restored = sum(event["main"] in had for event in events)
@@ -182,7 +182,7 @@ def undo(path: Path, history_path: str) -> Undone:
 
 
 def _last_load(decisions: Sequence[Event], name: str) -> list[Event]:
-    """The events of the last load of this annotated data; [] if it is of a version that noted no loads."""
+    """The events of the last load of this annotated data; [] if an earlier version wrote them, without "load"."""
     for event in reversed(decisions):
         if event.get("load") and event.get("records") == name:
             return [other for other in decisions if other.get("load") == event["load"]]
@@ -192,7 +192,7 @@ def _last_load(decisions: Sequence[Event], name: str) -> list[Event]:
 
 
 def _without(items: Sequence[Any], events: Sequence[Event]) -> Undone:
-    """Take back the events of one load."""
+    """Undo the events of one load."""
     undone = Undone([])
     left: dict[int, Any] = dict(enumerate(items))
     places: dict[str, list[int]] = {}
@@ -218,7 +218,7 @@ def _without(items: Sequence[Any], events: Sequence[Event]) -> Undone:
 
 
 def _is_interrupted(items: Sequence[Any], events: Sequence[Event]) -> bool:
-    """Whether none of the load's records is there, as it made it or edited."""
+    """Whether none of the load's records is in the annotated data, neither unchanged nor edited."""
     records = [event for event in events if "kept" in event]
     mains = {item["pos"][0] for item in items if is_record(item)}
     old = {_text(item) for item in items}

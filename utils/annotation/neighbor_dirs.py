@@ -1,11 +1,11 @@
-"""The folders a reviewer works in: ROOT/{index}_{main id}/{rank}_{id}{extension}, and the files that describe them.
+"""The folders of a reviewer, ROOT/{index}_{main id}/{rank}_{id}{extension}, and the files that describe them.
 
-ROOT/samples.json lists what each directory was made with: {main id: [main id, id of rank 1, ...]}, in index order.
-A directory is filled under a hidden name, renamed when complete, and listed after that. A hidden marker stays in ROOT
-until the last directory is listed. So every listed directory is complete, wherever the run was killed; those of the
-last second that a killed run did not list are made again.
-ROOT/.digests.json holds the digests of the bytes written, {main id: [digest by rank, null where no image could be
-loaded]}; with them an image is known without its name. ROOT/READ ME.txt holds the rules for a reviewer.
+ROOT/samples.json lists the images of each directory: {main id: [main id, id of rank 1, ...]}, in index order.
+A directory is filled under a hidden name, renamed when it is complete, and then listed. A hidden marker stays in ROOT
+until the last directory is listed. So every listed directory is complete, even after a kill; directories of the last
+second that a killed run did not list are made again.
+ROOT/.digests.json has the digests of the written files, {main id: [digest by rank, null if the image could not be
+loaded]}. They identify an image without its name. ROOT/READ ME.txt has the rules for a reviewer.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ In each folder the image whose name begins with 0_ is the main image. Go through
 4. Do not change names. A folder that you leave as it is means: all its images are similar.
 When you are done, return everything, this file too, to: ______________________________
 """
-LIST_EVERY_S = 1.0  # each time samples.json is rewritten as a whole: one megabyte for a thousand directories
+LIST_EVERY_S = 1.0  # each time, all of samples.json is rewritten: one megabyte for a thousand directories
 
 Samples = dict[str, list[str]]
 
 
 def image_name(rank: int, id_: str, extension: str) -> str:
-    """The rank is not zero-padded: file managers sort numbers in names by value."""
+    """The rank is not zero-padded, because file managers sort numbers in names by value."""
     return f"{rank}_{id_}{extension}"
 
 
@@ -55,7 +55,7 @@ def dir_name(index: int, main: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b of 16 bytes in hexadecimal."""
+    """The 16-byte BLAKE2b of a file, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -64,7 +64,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_samples(root: Path) -> Samples:
-    """The lists of `root`, in index order. Raises UserError if samples.json is missing or malformed."""
+    """Read samples.json of `root`, in index order. Raises UserError if it is missing or malformed."""
     if root.is_file():
         raise UserError(f"{root} is a file: unzip it and give the folder")
     if not root.is_dir():
@@ -80,7 +80,7 @@ def read_samples(root: Path) -> Samples:
 
 
 def _say_missing(root: Path) -> str:
-    """A folder too high or too low is the usual mistake after unzipping."""
+    """The usual mistake after unzipping is to give the folder above or below."""
     near = [root.absolute().parent, *sorted(path for path in root.iterdir() if path.is_dir())]
     found = next((path for path in near if (path / SAMPLES).exists()), None)
     remedy = f"{found} has one: give that folder" if found else "copy it from the original folder"
@@ -95,7 +95,7 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
 
 
 def read_digests(root: Path) -> dict[str, list[str | None]]:
-    """{main id: digests by rank, None where no image could be loaded}; {} without a readable file."""
+    """{main id: digests by rank, None if the image could not be loaded}; {} if there is no readable file."""
     try:
         digests = read_json(root / DIGESTS, "the digests")
     except UserError:
@@ -115,7 +115,7 @@ def is_unfinished(root: Path) -> bool:
 
 
 def check(root: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError, touching nothing, if `root` holds anything but an unfinished run with the same settings."""
+    """Raises UserError if `root` has anything except an unfinished run with the same settings. Changes nothing."""
     if not is_unfinished(root):
         if not all(map(_is_temporary, _names(root))):
             raise UserError(
@@ -132,15 +132,15 @@ def check(root: Path, settings: dict[str, Any]) -> None:
 
 
 class DirWriter:
-    """Makes a root, or continues an unfinished one. Use it as a context: leaving it by an error keeps the marker.
+    """Makes a root, or continues an unfinished one. A context manager: an error in the block keeps the marker.
 
-    samples: complete directories, listed or about to be. n_lost: main images that could not be loaded.
+    samples: complete directories, listed now or soon. n_lost: main images that could not be loaded.
     same_data: False if an unfinished run continues with other data, so that its main images may differ.
     begun: start of the first run on this root, UTC, ISO 8601.
     """
 
     def __init__(self, root: Path, settings: dict[str, Any], data: str) -> None:
-        """`root` has passed check(). data: fingerprint of the candidates."""
+        """`root` must have passed check(). data: fingerprint of the candidates."""
         self.root = root
         self.samples: Samples = {}
         self._digests: dict[str, list[str | None]] = {}  # by rank
@@ -155,7 +155,7 @@ class DirWriter:
         else:
             write_json(root / MARKER, {"settings": settings, "data": data, "begun": self.begun})
         self._list()
-        if not (root / README).exists():  # a name that someone filled in stays
+        if not (root / README).exists():  # keep the name that someone filled in
             with replacing(root / README, binary=True) as file:
                 file.write(README_TEXT.replace("\n", "\r\n").encode())
 
@@ -163,7 +163,7 @@ class DirWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        _remove_parts(self.root)  # first: on a full disk the list needs the room
+        _remove_parts(self.root)  # first, because on a full disk the list needs the space
         self._list()
         if not self.samples:  # leave no trace: the next run may have other settings
             for name in (SAMPLES, DIGESTS, README, MARKER):
@@ -176,15 +176,15 @@ class DirWriter:
             LOG.warning("%s is not finished (%d directories); the same command goes on", self.root, len(self.samples))
 
     def stage(self, main: str) -> Path:
-        """The hidden folder in which to make one directory; its parent exists, it does not."""
+        """The hidden folder in which a directory is made. Its parent exists; the folder does not."""
         return self.root / f".{main}{PART_SUFFIX}"
 
     def commit(self, listed: Sequence[str], digests: Mapping[str, str]) -> bool:
-        """Rename the staged folder of listed[0], the main image; if that has no image, remove it and return False.
+        """Rename the staged folder of the main image, listed[0]. Without a main image, remove it and return False.
 
-        listed: ids by rank. digests: id -> file_digest of its image, without those that could not be loaded. The images
-        are not synced: a power cut may leave empty files, which ann_dirload.py counts as unknown. The directory is
-        listed within LIST_EVERY_S, or when the context is left.
+        listed: ids by rank. digests: id -> file_digest of its image, without images that could not be loaded. Images
+        are not fsynced: a power cut may leave empty files, which ann_dirload.py counts as unknown. The directory is
+        listed within LIST_EVERY_S, or at the end of the context.
         """
         main = listed[0]
         if main not in digests:
@@ -206,7 +206,7 @@ class DirWriter:
             self._n_listed = len(self.samples)
 
     def _resume(self) -> None:
-        """Go on with the directories that are listed; remove those that a killed run made after them."""
+        """Continue after the listed directories; remove the directories that a killed run did not list."""
         if not (self.root / SAMPLES).exists() and not any(self.root.glob("0_*")):  # killed at once
             return
         self.samples, digests = read_samples(self.root), read_digests(self.root)
@@ -228,7 +228,7 @@ def _read_marker(root: Path) -> dict[str, Any]:
 
 
 def _remove_parts(root: Path) -> None:
-    """Remove what a stopped run left incomplete."""
+    """Remove incomplete folders and temporary files of a stopped run."""
     for name in _names(root):
         if name.startswith(".") and name.endswith(PART_SUFFIX):
             shutil.rmtree(root / name, ignore_errors=True)  # a download may still be writing into it
@@ -237,7 +237,7 @@ def _remove_parts(root: Path) -> None:
 
 
 def _is_temporary(name: str) -> bool:
-    """A temporary file of utils.files.replacing, left by a killed process."""
+    """Whether a file is a temporary file of utils.files.replacing(), left by a killed process."""
     return name.startswith(tuple(f".{written}." for written in (MARKER, SAMPLES, DIGESTS, README)))
 
 

@@ -1,4 +1,4 @@
-"""The true nearest images of some rows: exact cosine over all vectors, ties by id."""
+"""Exact nearest neighbors of some rows: cosine over all vectors, ties by id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Neighbors:
 
     rows: list[int]
     similarities: list[float]
-    n_dropped: int  # near duplicates skipped for the next nearest
+    n_dropped: int  # near duplicates that the next nearest images replaced
 
     def only(self, positions: Sequence[int]) -> Neighbors:
         return Neighbors([self.rows[i] for i in positions], [self.similarities[i] for i in positions], self.n_dropped)
@@ -114,7 +114,7 @@ def cosines(vectors: np.ndarray, rows: Sequence[int] | np.ndarray, main: int) ->
 def distinct(
     vectors: np.ndarray, main: int, rows: np.ndarray, n_nearest: int, max_similarity: float
 ) -> tuple[list[int], int]:
-    """Positions in `rows` of the first n_nearest that are no near duplicates, and the number of rows skipped."""
+    """Positions in `rows` of the first n_nearest that are not near duplicates, and the number of rows skipped."""
     listed: list[int] = [main]
     taken: list[int] = []
     for position, row in enumerate(rows.tolist()):
@@ -127,7 +127,7 @@ def distinct(
 
 
 def interleave(rankings: Sequence[Sequence[int]], first: int) -> dict[int, int]:
-    """Each row once, by its best rank -> the ranking that brought it. Of a rank, ranking number `first` comes first."""
+    """Merge rankings: each row once, by its best rank -> number of its ranking. At equal rank, `first` comes first."""
     order = [*range(first, len(rankings)), *range(first)]
     brought: dict[int, int] = {}
     for of_rank in itertools.zip_longest(*(rankings[number] for number in order)):

@@ -1,6 +1,6 @@
 """The annotated data: a JSON list of {"pos": [ids, main first], "neg": [ids]}, read and replaced as a whole.
 
-Items of other tools in the list (other keys, no positives, ids that are no uuids) are kept, and not used.
+Items of other tools in the list (other keys, no positives, ids that are not uuids) are kept but not used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Record(TypedDict):
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records in `path`, without the items of other tools; [] without a file. Raises UserError as read_items."""
+    """The records in `path` without items of other tools; [] without a file. Raises UserError like read_items()."""
     items = read_items(path)
     records = [item for item in items if is_record(item)]
     if len(records) < len(items):
@@ -33,7 +33,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def read_annotated(path: Path) -> list[Record]:
-    """read_records() for a stage that needs some. Raises UserError if there are none."""
+    """Like read_records(), but raises UserError if there are no records."""
     records = read_records(path)
     if not records:
         raise UserError(f"nothing is annotated in {path}; run python ann_dirload.py first")
@@ -41,7 +41,7 @@ def read_annotated(path: Path) -> list[Record]:
 
 
 def read_items(path: Path) -> list[Any]:
-    """All items in `path`, in UTF-8 or UTF-16; [] without a file. Raises UserError if it is no JSON list."""
+    """All items in `path`, in UTF-8 or UTF-16; [] if there is no file. Raises UserError if it is not a JSON list."""
     try:
         items = json.loads(path.read_bytes()) if path.exists() else []
         fault = "" if isinstance(items, list) else 'is not a list of {"pos": [ids], "neg": [ids]}'
@@ -65,7 +65,7 @@ def _are_ids(ids: Any) -> bool:
 
 
 def write_items(path: Path, items: Sequence[Any]) -> None:
-    """Replace `path` atomically; the version before stays beside it as .bak ([] before the first)."""
+    """Replace `path` atomically. The previous version stays beside it as .bak ([] if there was none)."""
     with replacing(backup_path(path), binary=True) as file:
         file.write(path.read_bytes() if path.exists() else b"[]\n")
     _write(path, items)
@@ -77,7 +77,7 @@ def _write(path: Path, items: Sequence[Any]) -> None:
 
 
 def put_back(path: Path, items: Sequence[Any]) -> None:
-    """Replace `path` by an earlier version, with the bytes of .bak if it is that; the version before is .undone."""
+    """Replace `path` by an earlier version; if .bak is this version, by its bytes. The current one becomes .undone."""
     backup = backup_path(path)
     with replacing(path.with_name(path.name + ".undone"), binary=True) as file:
         file.write(path.read_bytes())

@@ -1,11 +1,12 @@
-"""What a reviewer left of a root made by neighbor_dirs: which images are kept, deleted, or undecided.
+"""Read the folders of neighbor_dirs.py after a review: which images were kept or deleted, and which are undecided.
 
-People and programs rename, copy, drag, re-save, evict and half copy files. So a listed image counts as deleted only if
-no entry of its directory could still be it:
-1. A file with its id and an image extension is the image; an empty one is unknown.
-2. A sidecar with its id says nothing, whatever the bytes.
-3. Any other entry with its id (placeholders, partial files, lost extensions) is the image if it decodes, else unknown.
-4. An image without any id is known by its digest; otherwise its directory is not recorded while images are missing.
+People and programs rename, copy, move, re-save, evict and partly copy files. So a listed image counts as deleted only
+if no entry of its directory could still be the image:
+1. A file with its id and an image extension is the image; if the file is empty, the image is unknown.
+2. A sidecar with its id proves nothing, whatever its content.
+3. Any other entry with its id (placeholder, partial file, lost extension) is the image if it decodes, else unknown.
+4. An image without any id is identified by its digest. If this fails, its directory is not recorded while images are
+   missing.
 An image found outside its directory is undecided, too: neither positive nor negative.
 """
 
@@ -36,7 +37,7 @@ from utils.errors import ImageError
 _IMAGE_EXTENSIONS = """apng avif avifs bmp dib gif heic heics heif heifs ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpm
     jpx jxl mpo pbm pgm png pnm ppm qoi svg tga tif tiff webp"""
 _has_image_extension = re.compile(rf"(?si).*\.({'|'.join(_IMAGE_EXTENSIONS.split())})").fullmatch
-# Files beside images that hold no image, in lower case. The list is closed: anything else could be an image.
+# Files beside images that contain no image, in lower case. The list is complete: anything else could be an image.
 SIDECARS = ("._*", "*.xmp", "*.json", "*.txt", "*.aae", "*.pp3", "*_original", "*~", "thumbs*", "*_thumb*")
 _is_sidecar = re.compile("|".join(map(fnmatch.translate, SIDECARS))).match
 _FOLDER_FILES = frozenset({".ds_store", "desktop.ini", ".directory", "ehthumbs.db", ".picasa.ini", "icon\r"})
@@ -63,7 +64,7 @@ UNKNOWN, ASIDE, MISPLACED = "unknown", "set aside", "misplaced"  # why an image 
 
 @dataclass
 class ReviewedDir:
-    """One directory as it was found, ready to be recorded. Ids in rank order, the main image first."""
+    """One directory as it was found, ready to be recorded. Ids are in rank order, the main image first."""
 
     path: Path
     review: Review
@@ -84,9 +85,9 @@ class ReviewedDir:
 
 @dataclass
 class Review:
-    """One root as it was found. name: of the root, absolute.
+    """One root as it was found. name: its absolute path.
 
-    Ids are compared by their keys, in lower case and with hyphens; programs change both.
+    Ids are compared by their keys, in lower case and with hyphens, because programs change both.
     """
 
     root: Path
@@ -94,10 +95,10 @@ class Review:
     samples: Samples
     dirs: list[ReviewedDir] = field(default_factory=list)  # in index order
     discarded: list[ReviewedDir] = field(default_factory=list)  # deleted directories, under their original names
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # not to be recorded: key of KINDS, message
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # not recorded: (key of KINDS, message)
     foreign: list[str] = field(default_factory=list)  # images in another directory, directories in another root
     n_empty: int = 0  # directories without any of their images
-    nameless: list[str] = field(default_factory=list)  # images without an id that are none of a list
+    nameless: list[str] = field(default_factory=list)  # images without an id that match no listed image
 
     @functools.cached_property
     def listed(self) -> dict[str, dict[str, str]]:
@@ -114,7 +115,7 @@ class Review:
 
     @functools.cached_property
     def ranks(self) -> dict[str, dict[str, int]]:
-        """Key of main id -> key of id -> rank. Images that could not be loaded leave gaps, which digests tell."""
+        """Key of main id -> key of id -> rank. Images that could not be loaded leave gaps, which the digests show."""
         ranks = {}
         for main, listed in self.listed.items():
             written = [rank for rank, _ in self.digests.get(main, [])]
@@ -130,7 +131,7 @@ class _Folder:
     review: Review
     parent: _Folder | None  # None for the root
     owner: Review  # the root that it was made for
-    main: str = ""  # key of the main id of the directory; "" if the folder is none
+    main: str = ""  # key of the directory's main id; "" if the folder is not a directory of a root
     files: list[_File] = field(default_factory=list)
     nameless: list[str] = field(default_factory=list)  # files without an id; after _match_digests, unmatched images
 
@@ -141,18 +142,18 @@ class _Folder:
 
     @property
     def is_direct(self) -> bool:
-        """Directly in the root."""
+        """Whether the folder is directly in the root."""
         return self.parent is not None and self.parent.parent is None
 
     @property
     def enclosing(self) -> str:
-        """Key of the main id of the directory around it, itself included."""
+        """Key of the main id of this directory or, if it is not one, of the directory around it."""
         return self.main or (self.parent.enclosing if self.parent else "")
 
 
 @dataclass(eq=False)
 class _File:
-    """An entry of a folder that is an image or could be one. id: key; of several in the name, one that belongs here."""
+    """An entry of a folder that is an image or could be one. id: the key in its name, preferably one of this folder."""
 
     folder: _Folder
     name: str
@@ -165,18 +166,18 @@ class _File:
 
     @property
     def rank(self) -> int:
-        """At the beginning of its name; -1 if there is none any more."""
+        """The number at the start of its name; -1 if it is gone."""
         number = self.name.partition("_")[0]
         return int(number) if number.isascii() and number.isdecimal() else -1
 
     @property
     def is_foreign(self) -> bool:
-        """Outside its directory."""
+        """Whether the file is outside its directory."""
         return self.id not in self.folder.listed
 
     @property
     def is_stray(self) -> bool:
-        """Foreign, or with a rank that it has in another directory."""
+        """Whether the file is foreign, or has another rank than in this directory."""
         return self.is_foreign or self.rank not in (-1, self.folder.owner.ranks[self.folder.main][self.id])
 
 
@@ -184,7 +185,7 @@ _Owner = tuple[Review, str]  # a directory, listed by this root, with the key of
 
 
 def read_roots(roots: Sequence[Path]) -> list[Review]:
-    """Read each root as it was left. All roots are read together: images may have been dragged between them.
+    """Read each root as it was left. All roots are read together, as images may have been moved between them.
 
     Raises UserError if a root or its samples.json is missing or malformed.
     """
@@ -199,11 +200,11 @@ def read_roots(roots: Sequence[Path]) -> list[Review]:
     return reviews
 
 
-# --- what lies in a root ----------------------------------------------------------------------------------------------
+# --- the entries of a root --------------------------------------------------------------------------------------------
 def _walk(review: Review, known: Mapping[str, Review]) -> Iterator[_Folder]:
-    """The root and all folders in it, parents first. Skips symbolic links and the systems' folders.
+    """Yield the root and all folders in it, parents first. Skips symbolic links and system folders.
 
-    known: key of main id -> a root made with it, for directories dragged between roots.
+    known: key of main id -> a root made with it, for directories that were moved between roots.
     """
     waiting = [_Folder(review.root, review, None, review)]
     while waiting:
@@ -223,7 +224,7 @@ def _is_system_dir(name: str) -> bool:
 
 
 def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Folder:
-    """The folder, and by the id in its name the directory that it is; if possible one of this root."""
+    """Make a _Folder. The id in its name identifies the directory, if possible as one of this root."""
     named = ids.in_name(path.name)
     own = [(parent.review, id_) for id_ in named if id_ in parent.review.listed]
     others = [(known[id_], id_) for id_ in named if id_ in known]
@@ -232,7 +233,7 @@ def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Fold
 
 
 def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Review]) -> None:
-    """Note a file that is an image, and anything else that could be one."""
+    """Note an entry that is an image or could be one."""
     name, found, is_file = entry.name.lower(), ids.in_name(entry.name), entry.is_file(follow_symlinks=False)
     if found and is_file and _has_image_extension(name) and not name.startswith("._"):
         state = "image" if entry.stat(follow_symlinks=False).st_size else "empty"
@@ -250,7 +251,7 @@ def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Re
 
 
 def _find_parts(name: str, listed: Iterable[str]) -> list[str]:
-    """The ids of this directory in names like 67bc12~1.jpg, and where other hexadecimal digits are beside them."""
+    """The ids of this directory in names like 67bc12~1.jpg, and in names with more hexadecimal digits beside an id."""
     digits = name.replace("-", "")
     short = _SHORT_NAME.search(name)
     start = short[1] if short else "-"
@@ -259,7 +260,7 @@ def _find_parts(name: str, listed: Iterable[str]) -> list[str]:
 
 
 def _match_digests(reviews: Sequence[Review], folders: Sequence[_Folder]) -> None:
-    """Find the ids of images without one by their digests; in `nameless` stay the images without a match."""
+    """Find the ids of images without an id by their digests. Images without a match stay in `nameless`."""
     if not any(folder.nameless for folder in folders):
         return
     ids_of: dict[str, dict[str, None]] = {}  # digest -> keys of ids, in order
@@ -292,7 +293,7 @@ def _could_be_image(path: Path) -> bool:
 
 
 def _decode(path: Path) -> str:
-    """Why a file does not decode to its last pixel; "" if it does."""
+    """The reason why a file does not decode to its last pixel; "" if it does."""
     from utils.images import decode
 
     try:
@@ -305,11 +306,11 @@ def _decode(path: Path) -> str:
     return ""
 
 
-# --- what it means ----------------------------------------------------------------------------------------------------
+# --- decisions --------------------------------------------------------------------------------------------------------
 def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], reviews: Sequence[Review]) -> None:
-    """Fill the review; a missing image counts as deleted until _give_back finds it elsewhere."""
+    """Fill the review. A missing image counts as deleted until _give_back() finds it elsewhere."""
     inside = [folder for folder in folders if folder.review is review]
-    # In other roots, too, but not in the copy that a second reviewer has of the same directories:
+    # Includes other roots, but not a second reviewer's copy of the same directories:
     around = [folder for folder in folders if folder.review is review or folder.main not in folder.review.listed]
     strays = [file for file in strays if file.folder.review is review or file.id not in file.folder.review.listed]
     if fault := _find_misfit(review, inside, {folder.main for folder in around}, reviews):
@@ -333,7 +334,7 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
         if dirs[key]:
             _read_dir(review, main, dirs[key], unmatched[key])
         elif key in in_root and not _has_image_extension(in_root[key].name):
-            review.skipped.append(("no folder", f"{in_root[key]}: no folder; put {name} back"))
+            review.skipped.append(("no folder", f"{in_root[key]}: not a folder; put {name} back"))
         elif key in may_be_main:
             message = f"{main}: no directory has this id, but its main image is {may_be_main[key]}; put the id back"
             review.skipped.append(("renamed", message))
@@ -342,7 +343,7 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
 
 
 def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], reviews: Sequence[Review]) -> str:
-    """Why samples.json must be another run's; "" if it fits. mains: keys of the main ids that have a directory."""
+    """The reason why samples.json must be from another run; "" if it fits. mains: keys of main ids with a directory."""
     direct = [folder for folder in inside if folder.is_direct]
     n_strange = sum(bool(ids.in_name(folder.path.name)) and not folder.main for folder in direct)
     n_missing = len(review.listed.keys() - mains)
@@ -353,7 +354,7 @@ def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], rev
     if 2 * sum(map(bool, foreign)) > len(homes) > 1:
         known = {id_ for one in reviews for listed in one.listed.values() for id_ in listed}
         if 2 * (n_other := sum(bool(found - known) for found in foreign)) > len(homes):
-            return f"{n_other} directories hold images that are in no list of it"
+            return f"{n_other} directories contain images that are in none of its lists"
     if any(folder.listed.keys() - {file.id for file in folder.files} for folder in homes):
         digests = review.digests
         if n_other := sum(len(digests.get(main, listed)) != len(listed) for main, listed in review.listed.items()):
@@ -362,15 +363,15 @@ def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], rev
 
 
 def _read_dir(review: Review, main: str, here: list[_Folder], unmatched: list[str]) -> None:
-    """Add the directory to those to be recorded, or to those that cannot be. here: all folders of this main image."""
+    """Add a directory to review.dirs, or to review.skipped if it cannot be recorded. here: all folders of `main`."""
     folder = here[0]
     found = _decide(folder, main)
     where = found.undecided.get(main, ("", "missing"))[1]
     if len(here) > 1:
         paths = " and ".join(sorted(str(folder.path) for folder in here))
-        kind, message = "copied", f"{paths}: of one main image; keep one of them"
+        kind, message = "copied", f"{paths}: the same main image; keep one of them"
     elif not (folder.is_direct and folder.review is review):
-        kind, message = "moved", f"{folder.path}: does not lie directly in {review.root}; move it back"
+        kind, message = "moved", f"{folder.path}: not directly in {review.root}; move it back"
     elif found.deleted and unmatched:
         could_be = f"{', '.join(unmatched)} could be these; put the ids back or move them out"
         kind, message = "no id", f"{folder.path.name}: images are missing, and {could_be}"
@@ -385,7 +386,7 @@ def _read_dir(review: Review, main: str, here: list[_Folder], unmatched: list[st
 
 
 def _decide(folder: _Folder, main: str) -> ReviewedDir:
-    """kept, deleted and unknown images of a directory, by its entries alone."""
+    """Find the kept, deleted and unknown images of a directory by its entries alone."""
     entries: dict[str, list[_File]] = {}
     for file in folder.files:
         entries.setdefault(file.id, []).append(file)
@@ -402,14 +403,14 @@ def _decide(folder: _Folder, main: str) -> ReviewedDir:
 
 
 def _is_whole(entries: Sequence[_File]) -> bool:
-    """Whether one of the entries of an image is it."""
+    """Whether one of the entries with an image's id is the image."""
     return any(file.state == "image" for file in entries) or any(
         file.state == "doubtful" and not _decode(file.path) for file in entries
     )
 
 
 def _give_back(reviews: Sequence[Review], strays: Sequence[_File]) -> None:
-    """Remove from `deleted` the images found elsewhere: they are neither kept nor deleted."""
+    """Remove images found elsewhere from `deleted`: they are neither kept nor deleted."""
     made_with: defaultdict[str, list[_Owner]] = defaultdict(list)
     for review in reviews if strays else []:
         for main, listed in review.listed.items():
@@ -425,9 +426,10 @@ def _give_back(reviews: Sequence[Review], strays: Sequence[_File]) -> None:
 
 
 def _find_owners(stray: _File, made_with: list[_Owner]) -> list[_Owner]:
-    """Directories that a stray may come from: those with it at its rank, else the one around it, else all.
+    """The directories that a stray may come from: directories that list it at its rank or, for a foreign file, all that
+    list it; of these only the directory around it, if it is one of them.
 
-    made_with: every directory made with this image. Of copies for two reviewers, the one in the stray's root counts.
+    made_with: all directories that list this image. Of copies for two reviewers, the copy in the stray's root counts.
     """
     here = {main for review, main in made_with if review is stray.folder.review}
     made_with = [owner for owner in made_with if owner[0] is stray.folder.review or owner[1] not in here]
