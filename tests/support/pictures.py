@@ -6,7 +6,8 @@ Needs Xvfb, D-Bus, PCManFM, ImageMagick and Chromium (Debian: xvfb dbus pcmanfm 
 .github/pictures/. All photos in them are those of scikit-image that are in the public domain or CC0.
 
 With --formats it photographs a directory made from files of every format instead, in each of PCManFM, Thunar, Nautilus
-and Dolphin that is installed. Thunar sometimes leaves one thumbnail out, another one each time: look twice.
+and Dolphin that is installed; the README shows PCManFM. Thunar sometimes leaves one thumbnail out, another one each
+time: look twice.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ PICTURES = demo.ROOT / ".github" / "pictures"
 FREE_PHOTOS = ["astronaut.png", "camera.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "rocket.jpg"]
 WIDTH, HEIGHT = 1_200, 760  # pixels of a picture
 SIZE = {"width": file_managers.WIDTH, "height": file_managers.HEIGHT}  # pixels of the report's picture
+ICONS = "1060x580+0+57"  # of a picture of PCManFM: fifteen icons
 N_COLORS = 128  # of a picture's palette: two pictures stay under 300 KB each
 
 
@@ -70,6 +72,7 @@ def show_formats(folder: Path) -> None:
         picture = folder / f"{manager}.png"
         picture.write_bytes(file_managers.photograph(manager, directory))
         print(picture)
+    shrink((folder / "pcmanfm.png").read_bytes(), PICTURES / "formats.png", "-crop", ICONS)
 
 
 def files_of_every_format() -> dict[str, io.BytesIO]:
@@ -101,6 +104,7 @@ def files_of_every_format() -> dict[str, io.BytesIO]:
         "rotated.jpg": encoded(turned, "JPEG", exif=b"Exif\0\0" + exif(6)),
         "animated.gif": encoded(labeled("GIF"), "GIF", duration=500, loop=0, **more),
         "bmp.bmp": encoded(labeled("BMP"), "BMP"),
+        "heic.heic": encoded(labeled("HEIC"), "HEIF"),
         "large.jpg": encoded(labeled("12 MP").resize((4000, 3000)), "JPEG"),
     }
 
@@ -116,9 +120,9 @@ def photograph_report(page: Path, picture: Path) -> None:
         shrink(base64.b64decode(tab.call("Page.captureScreenshot", format="png")["data"]), picture)
 
 
-def shrink(png: bytes, picture: Path) -> None:
-    command = ["convert", "png:-", "-dither", "None", "-colors", str(N_COLORS), "-define", "png:compression-level=9"]
-    subprocess.run([*command, f"png8:{picture}"], input=png, check=True)
+def shrink(png: bytes, picture: Path, *options: str) -> None:
+    command = ["convert", "png:-", *options, "+repage", "-dither", "None", "-colors", str(N_COLORS)]
+    subprocess.run([*command, "-define", "png:compression-level=9", f"png8:{picture}"], input=png, check=True)
 
 
 if __name__ == "__main__":
