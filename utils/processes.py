@@ -114,7 +114,7 @@ def _serve(pipe: Connection, modules: tuple[str, ...]) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     for name in modules:
         importlib.import_module(name)
-    with contextlib.suppress(EOFError):  # the parent no longer needs this process
+    with contextlib.suppress(EOFError, OSError):  # the parent no longer needs this process, or has ended
         while job := pipe.recv():
             task, args, has_progress = job
             try:

@@ -121,9 +121,9 @@ def work(
             with sending, contextlib.suppress(OSError):  # the parent has ended, and this process will too
                 pipe.send((job.key, pixels, digest, failure, cache.full))
 
-    pipe.send(_start_threads(serve, n_threads))
     message: Any = settings.preprocess
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        pipe.send(_start_threads(serve, n_threads))
         while True:
             if isinstance(message, Preprocess):
                 preprocess = message
