@@ -2,8 +2,8 @@
 
     python ann_dirload.py [DIR ...]
 
-Reads the given folders (default: ANN_DIRRIFY_DIR_PATH) and adds to ANNOTATED_DATA_PATH; the version before the last
-change stays beside it as .bak. A second run changes nothing: it compares the folders with their records.
+Reads the given folders (default: ANN_DIRRIFY_DIR_PATH) and adds records to ANNOTATED_DATA_PATH; the version before the
+last change stays beside it as .bak. A second run changes nothing: it compares the folders with their records.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from utils.lock import hold, lock_path
 from utils.log import LOG, printable, start_log
 
 NAMES = ["ANNOTATED_DATA_PATH", "ANN_HISTORY_PATH", "ANN_DIRRIFY_DIR_PATH", "LOGS_DIR_PATH"]
-WAIT_S = 60  # for ann_dirrify.py to finish
-N_NAMED = 20  # names in a message; the rest is a number
-MAX_PAUSE_S, MIN_PACE_S = 600, 1  # between two directories: a longer time is a break, a shorter one no review
+WAIT_S = 60  # to wait for ann_dirrify.py
+N_NAMED = 20  # names in a message; further ones are only counted
+MAX_PAUSE_S, MIN_PACE_S = 600, 1  # between two directories: a longer time is a break, a shorter time is not a review
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__, config, NAMES)
-    parser.add_argument("dirs", nargs="*", metavar="DIR", help="folders, in place of ANN_DIRRIFY_DIR_PATH")
+    parser.add_argument("dirs", nargs="*", metavar="DIR", help="folders to load instead of ANN_DIRRIFY_DIR_PATH")
     switches = parser.add_mutually_exclusive_group()
     switches.add_argument(
-        "--dry-run", action="store_true", help="show progress and what would be recorded, change nothing"
+        "--dry-run", action="store_true", help="show the progress and what a load would record; change nothing"
     )
-    switches.add_argument("--undo", action="store_true", help="take back the last load")
-    parser.add_argument("--replace", action="store_true", help="replace records whose directory changed since")
+    switches.add_argument("--undo", action="store_true", help="undo the last load")
+    parser.add_argument("--replace", action="store_true", help="replace records whose directory has changed")
     parser.add_argument(
         "--skip-untouched",
         action="store_true",
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def wait_for_makers(roots: Sequence[Path]) -> None:
-    """Wait for a running ann_dirrify.py; a root that was left unfinished is read as it is."""
+    """Wait for a running ann_dirrify.py. A root that it left unfinished is read as it is."""
     for root in filter(is_unfinished, roots):
         with hold(lock_path(root), str(root), WAIT_S):
             pass
@@ -92,13 +92,13 @@ def names(folders: Sequence[ReviewedDir]) -> str:
 
 def taken_back(path: Path, undone: Undone) -> Iterator[str]:
     yield (
-        f"the last load is taken back: {undone.n_removed} records removed, {undone.n_restored} records put back as "
-        f"before the last load, {undone.n_discards} discards and {undone.n_second_looks} second looks forgotten; "
-        f"{path} holds {len(undone.items)} records"
-        + (f" (the version taken back is {path}.undone)" if undone.n_removed or undone.n_restored else "")
+        f"the last load is undone: {undone.n_removed} records removed, {undone.n_restored} records restored to their "
+        f"state before it, {undone.n_discards} discards and {undone.n_second_looks} second looks removed; "
+        f"{path} has {len(undone.items)} records"
+        + (f" (the version with the load is {path}.undone)" if undone.n_removed or undone.n_restored else "")
     )
     if undone.n_edited:
-        yield f"{undone.n_edited} records were changed after that load and stay as they are"
+        yield f"{undone.n_edited} records were edited after that load and are unchanged"
 
 
 def log_details(reviews: Sequence[Review], load: Load) -> None:
@@ -154,7 +154,7 @@ def changes(folders: Sequence[ReviewedDir]) -> str:
 
 
 def comparison(load: Load) -> Iterator[str]:
-    """Directories that differ from their records, and agreement with those that were recorded from another root."""
+    """Directories that differ from their records, and agreement with directories recorded from another root."""
     if load.different:
         remedy = "to replace those records, run again with --replace"
         yield f"{len(load.different)} directories differ from their records; {remedy}: {changes(load.different)}"
@@ -203,7 +203,7 @@ def next_step(review: Review, load: Load) -> str:
 
 
 def progress(review: Review) -> str:
-    """How far the review is; its pace from the times at which directories were last changed."""
+    """The progress of a review, and its pace, from the times at which directories were last changed."""
     reviewed = [folder for folder in review.dirs if not folder.is_untouched]
     n, n_untouched, n_gone = len(review.samples), len(review.dirs) - len(reviewed), len(review.discarded)
     share = (len(reviewed) + n_gone) / max(n, 1)
@@ -233,7 +233,7 @@ def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
 
 # --- doubts -----------------------------------------------------------------------------------------------------------
 def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
-    """What looks like a mistake rather than a decision."""
+    """Warnings about findings that look like mistakes rather than decisions."""
     root = review.root
     if any(kind == "misfit" for kind, _ in review.skipped):
         yield f"warning: {root / 'samples.json'} is another run's, so nothing of {root} is recorded"
@@ -251,8 +251,8 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
     if gone := missing_dirs(review, load):
         remedy = "complete it before loading" if is_dry else "take this load back (--undo) and complete it"
         yield (
-            f"warning: {gone} of {root} are gone: discarded, if the reviewer deleted them; if the copy is not "
-            f"complete, {remedy}"
+            f"warning: {gone} of {root} are missing: they are discarded if the reviewer deleted them; if the copy is "
+            f"not complete, {remedy}"
         )
     if review.nameless:
         shown = ", ".join(cut(review.nameless, 5))
@@ -269,14 +269,14 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
 
 
 def untouched_end(review: Review, load: Load) -> list[ReviewedDir]:
-    """Directories loaded now, at the end of a root, in which nothing was deleted: perhaps nobody looked at them."""
+    """Directories at the end of a root, loaded now, in which nothing was deleted: perhaps nobody reviewed them."""
     untouched = {folder.main: folder for folder in load.loaded if folder.review is review and folder.is_untouched}
     mains = list(review.samples)
     return [untouched[main] for main in mains[len(mains) - n_at_end(mains, untouched) :]]
 
 
 def missing_dirs(review: Review, load: Load) -> str:
-    """All, most, or two and more directories at the end, in index order or as a program sorts names; "" if none."""
+    """All, most, or at least the last two directories, in index order or as a program sorts names; "" if none."""
     gone = {folder.main for folder in load.discarded if folder.review is review}
     mains = list(review.samples)
     if 2 * len(gone) > len(mains):
@@ -286,19 +286,19 @@ def missing_dirs(review: Review, load: Load) -> str:
 
 
 def ends_early(folder: ReviewedDir) -> bool:
-    """At least half is missing, and exactly the last images, as in a copy that was broken off."""
+    """Whether at least half of the images are missing, and exactly the last ones, as in an interrupted copy."""
     listed, n = folder.review.samples[folder.main], len(folder.deleted)
     is_half = n > 1 and 2 * n >= len(listed) - 1
     return is_half and n in (n_at_end(listed, folder.deleted), n_at_end(sorted_by_name(listed), folder.deleted))
 
 
 def n_at_end(listed: Sequence[str], marked: Collection[str]) -> int:
-    """How many ids at the end of a list are marked."""
+    """The number of marked ids at the end of a list."""
     return next((n for n, id_ in enumerate(reversed(listed)) if id_ not in marked), len(listed))
 
 
 def sorted_by_name(listed: Sequence[str]) -> list[str]:
-    """As a program sorts the names that begin with their numbers: 0, 1, 10, 11, 2."""
+    """Sort ids as a program sorts names that begin with their numbers: 0, 1, 10, 11, 2."""
     return [id_ for _, id_ in sorted((dir_name(number, id_), id_) for number, id_ in enumerate(listed))]
 
 

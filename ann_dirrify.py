@@ -50,9 +50,9 @@ PICKS = ("nearest", "informative")
 RULES = """To review, open {root} in a file manager and go through its directories:
   1. Delete every image that is not similar to the main image, the one that begins with 0_.
   2. Never delete the main image alone: delete the whole directory to discard it.
-  3. What stays becomes a positive, what you deleted a hard negative; a directory left as it is means: all similar.
+  3. Kept images become positives, deleted images hard negatives. A directory without changes means: all are similar.
 Then: {command}"""
-REMEDIES = {  # reason for which a main image could not be loaded -> what may change it
+REMEDIES = {  # reason why a main image could not be loaded -> what may help
     "connection": "a network, or IMAGE_CACHE_DIR_PATH",
     "timeout": "DOWNLOAD_TIMEOUT_S",
     "rate_limited": "DOWNLOAD_WORKERS_PER_HOST, or the same command later",
@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.ann_dirrify_pick not in PICKS:
         raise UserError(f"ANN_DIRRIFY_PICK is {args.ann_dirrify_pick!r}; it must be {' or '.join(PICKS)}")
     if args.ann_dirrify_pool and args.ann_dirrify_pick != "nearest":
-        raise UserError("ANN_DIRRIFY_POOL takes the nearest of each collection: set ANN_DIRRIFY_PICK to nearest")
+        raise UserError("ANN_DIRRIFY_POOL uses the nearest of each collection: set ANN_DIRRIFY_PICK to nearest")
     return args
 
 
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_dirrify", args.logs_dir_path)
     root = Path(args.ann_dirrify_dir_path)
-    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they decide what is made
+    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they decide the directories
     with hold(lock_path(root), str(root)):
         neighbor_dirs.check(root, settings)
         candidates = choose_candidates(args)
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def choose_candidates(args: argparse.Namespace) -> Candidates:
-    """The collection; annotated positives, discarded main images and other reviewers' images are not drawn again."""
+    """Read the collection. Annotated positives, discarded main images and other reviewers' images are not drawn."""
     place, name = choose_place(args), args.collection_name
     candidates = read_candidates(place, name, args.ann_dirrify_where, args.ann_dirrify_neighbors_where)
     candidates.leave_out_annotated(read_records(Path(args.annotated_data_path)), args.ann_dirrify_show_judged)
@@ -106,7 +106,7 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
     candidates.leave_out(shown_elsewhere(args))
     for other in dict.fromkeys(args.ann_dirrify_pool):
         if n_missing := candidates.add_pool(place, other):
-            LOG.warning("%d images are missing in collection %s and are left out", n_missing, other)
+            LOG.warning("%d images are not in collection %s and are left out", n_missing, other)
     return candidates
 
 
@@ -116,10 +116,10 @@ def shown_elsewhere(args: argparse.Namespace) -> set[str]:
 
 
 def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namespace) -> Groups:
-    """Groups in the order to make them. A continued run first draws the groups it has already, if the data allow."""
+    """The groups, in the order to make them. A continued run first draws its existing groups, if the data are equal."""
     if not writer.same_data:
         LOG.warning(
-            "images or decisions changed since %s was begun; the rest is drawn from the new data",
+            "images or decisions changed since %s was begun; the other directories are drawn from the new data",
             writer.root,
         )
         candidates.leave_out(id_ for listed in writer.samples.values() for id_ in listed)
@@ -137,7 +137,7 @@ def draw_groups(candidates: Candidates, writer: DirWriter, args: argparse.Namesp
 def choose_neighbors(
     candidates: Candidates, pool: samplers.Pool, args: argparse.Namespace
 ) -> Callable[[Sequence[int]], list[Neighbors]]:
-    """A function from main images to the neighbors that their directories show, by ANN_DIRRIFY_PICK."""
+    """Return a function that chooses the neighbors shown with main images, as set by ANN_DIRRIFY_PICK."""
     n_nearest, max_similarity = args.ann_dirrify_nnearest, args.ann_dirrify_max_similarity
     if args.ann_dirrify_pick == "nearest":
         return lambda mains: candidates.nearest(mains, n_nearest, max_similarity)
@@ -167,11 +167,11 @@ def make_pool(candidates: Candidates, args: argparse.Namespace) -> samplers.Pool
 
 
 def read_text(prompt: str, model: dict[str, Any], args: argparse.Namespace) -> np.ndarray:
-    """(D,) embedding of a prompt by the text tower of the collection's model, projected as a trained collection is."""
+    """Encode a prompt to (D,) with the text tower of the collection's model; project it for a trained collection."""
     from utils.embedding import encoder, weights
 
     if "model_name" not in model:
-        raise UserError("the collection does not name its model; set another ANN_SAMPLER_NAME than text")
+        raise UserError("the collection does not name its model; use a sampler other than text")
     name, tag = model["model_name"], model.get("pretrained", "")
     if not same_model(weights.find(name, tag).identity, model):
         raise UserError(f"the weights of {describe(model)} changed since the collection was made")
@@ -211,7 +211,7 @@ def open_images(args: argparse.Namespace) -> DirImages:
 
 @contextlib.contextmanager
 def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.Namespace) -> Iterator[None]:
-    """Append the made directories to the history when the block ends, by an error too."""
+    """Append the made directories to the history when the block ends, even by an error."""
     facts = {"sampler": args.ann_sampler_name, "options": args.ann_sampler_cfg, "seed": args.ann_seed}
     facts["pick"] = args.ann_dirrify_pick
     pool = [candidates.name, *candidates.pool]
@@ -231,7 +231,7 @@ def recording_history(writer: DirWriter, candidates: Candidates, args: argparse.
 def make_dirs(
     writer: DirWriter, groups: Groups, candidates: Candidates, images: DirImages, args: argparse.Namespace
 ) -> int:
-    """Make the directories that `writer` does not have yet. Returns how many near duplicates others replaced."""
+    """Make the directories that `writer` does not have yet. Returns the number of replaced near duplicates."""
     n_before = 0 if writer.same_data else len(writer.samples)  # not drawn again
     n_replaced = 0
 
@@ -263,7 +263,7 @@ def print_summary(writer: DirWriter, images: DirImages, n_replaced: int) -> None
 
 
 def print_shortfall(writer: DirWriter, candidates: Candidates, images: DirImages, args: argparse.Namespace) -> None:
-    """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that change it."""
+    """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that help."""
     samples = writer.samples
     if args.ann_sampler_name == "ids":
         print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
@@ -281,7 +281,7 @@ def print_shortfall(writer: DirWriter, candidates: Candidates, images: DirImages
         f"only {len(samples)} of {args.ann_dirrify_ndirs} directories (ANN_DIRRIFY_NDIRS): no image is left to be a "
         f"main image. Of {len(candidates.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "
         f"these directories, {writer.n_lost} main images could not be loaded. "
-        f"What changes it: {', '.join([*remedies, 'more images'])}"
+        f"What helps: {', '.join([*remedies, 'more images'])}"
     )
 
 

@@ -29,7 +29,7 @@ from utils.store import collection
 from utils.store.server import choose
 from utils.web.urls import find_files
 
-NO_VALUE = {"path": "not in the image cache", "url": "no url", "id": ""}  # ANN_EXPORT_VALUE -> why there may be none
+NO_VALUE = {"path": "not in the image cache", "url": "no url", "id": ""}  # ANN_EXPORT_VALUE -> why it may be missing
 N_NAMED = 3  # ids in a line on stdout; the log file has all
 
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for settings that are wrong whatever the data are."""
+    """Raises UserError for settings that are wrong for any data."""
     for constant, value, known in (
         ("ANN_EXPORT_FORMAT", args.ann_export_format, formats.NAMES),
         ("ANN_EXPORT_VALUE", args.ann_export_value, NO_VALUE),
@@ -73,7 +73,7 @@ def read_data(args: argparse.Namespace) -> ExportData:
     with collection.reading(place, args.collection_name) as images:
         ids = collection.read_ids(images)
         present = [id_ for id_ in ids if id_ in judged]
-        if args.ann_export_format != formats.QRELS:  # only a run ranks images that are not judged
+        if args.ann_export_format != formats.QRELS:  # only a run file ranks unjudged images
             ids = present
         vectors = neighbors.normalize(collection.read_vectors(images, ids))
         values = read_values(images, present, args)
@@ -106,7 +106,7 @@ def write_pairs(data: ExportData, folder: Path) -> int:
 
 
 def write_splits(data: ExportData, args: argparse.Namespace) -> int:
-    """Write one file per split that has groups; remove files of other splits, which would leak."""
+    """Write one file per split that has groups; remove files of the other splits, because old files would leak."""
     name, folder, shares = args.ann_export_format, Path(args.ann_export_dir_path), args.ann_export_split
     kind = formats.FORMATS[name]
     groups, left_out = select_groups(data, kind.needs_both)
@@ -140,17 +140,17 @@ def print_left_out(left_out: LeftOut, no_value: str) -> None:
     for reason, mains in left_out.groups.items():
         print_ids("group", mains, "left out", reason)
     if left_out.other_split:
-        print(f"negatives left out: {left_out.other_split}, which lie in a different split from their group")
+        print(f"negatives left out: {left_out.other_split}, as they are in another split than their group")
     if left_out.contradictory:
-        print(f"negatives left out: {left_out.contradictory}, which are positives of the same record")
+        print(f"negatives left out: {left_out.contradictory}, as they are positives of the same record")
 
 
 def print_texts(counts: Counter[str]) -> None:
     if counts:
         listed = ", ".join(f"{extension}: {n}" for extension, n in counts.most_common())
         print(
-            f"{counts.total()} names of images ({listed}) would be embedded as text by sentence-transformers: open the "
-            "images yourself, as tests/benchmarks/load_exports.py does"
+            f"sentence-transformers would embed {counts.total()} names of images ({listed}) as text: open the images "
+            "yourself, as tests/benchmarks/load_exports.py does"
         )
 
 

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ANN_REPORT_DIR_PATH LOGS_DIR_PATH"""
     parser = cli.parser(__doc__, config, names.split())
     parser.add_argument(
-        "--compare-collection", default="", metavar="NAME", help="also judge this collection (same ids, another model)"
+        "--compare-collection", default="", metavar="NAME", help="collection to compare with (same ids, another model)"
     )
     return parser.parse_args(argv)
 
@@ -81,7 +81,7 @@ def read_data(records: list[Record], reviews: Reviews, args: argparse.Namespace,
 
 
 def write_report(data: ReportData, figures: Figures, folder: Path, args: argparse.Namespace) -> None:
-    """Thumbnails first: what the page and report.json name is there when they appear."""
+    """Write the thumbnails first, so that all files that the page and report.json name exist."""
     ids = page.shown_ids(data, figures)
     urls = {id_: str(data.items[id_].get("url", "")) for id_ in ids if id_ in data.items}
     named = (str(folder.resolve()), *named_folders(Path(args.chromadb_path)))
@@ -98,7 +98,7 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
 
 
 def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCache, folder: Path) -> dict[str, str]:
-    """id -> the http(s) URL of its image, else the path from the page to its file, if it lies in the page's folder."""
+    """id -> the http(s) URL of its image, else the path from the page to its file, if it is in the page's folder."""
     folder = folder.resolve()
     found = {}
     for id_ in ids:

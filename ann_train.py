@@ -3,7 +3,7 @@
     python ann_train.py [--apply]
 
 Reads ANNOTATED_DATA_PATH and the collection. Writes ANN_PROJECTION_PATH and the collection ANN_TRAINED_COLLECTION_NAME
-if the projection ranks held-out groups better than the embeddings do; else it says why, and ends with exit code 1.
+if the projection ranks held-out groups better than the embeddings do. Otherwise it prints why, and exits with code 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = """ANNOTATED_DATA_PATH CHROMADB_PATH CHROMA_SERVER_URL CHROMA_SERVER_HEADERS_ENV COLLECTION_NAME
         ANN_PROJECTION_PATH ANN_TRAINED_COLLECTION_NAME LOGS_DIR_PATH"""
     parser = cli.parser(__doc__, config, names.split())
-    parser.add_argument("--apply", action="store_true", help="learn nothing; project the collection as it is now")
+    parser.add_argument("--apply", action="store_true", help="learn nothing; project the current collection")
     return parser.parse_args(argv)
 
 
@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_collections(place: Place, name: str, trained_name: str) -> dict[str, Any]:
-    """The model facts of collection `name`. Raises UserError if it, and not the other, is a trained collection."""
+    """The model facts of collection `name`. Raises UserError if it is a trained collection, or the other is not."""
     with collection.reading(place, name) as images:
         model = dict(images.metadata or {})
     if collection.DERIVED in model:
-        raise UserError(f"collection {name} is a trained one; set COLLECTION_NAME to the one that embed.py made")
+        raise UserError(f"collection {name} is made by ann_train.py; set COLLECTION_NAME to a collection of embed.py")
     if trained_name == name:
-        raise UserError(f"ANN_TRAINED_COLLECTION_NAME is {name}, as is COLLECTION_NAME; give it another name")
-    may_be = (collection.MissingError, collection.UnreadableError)  # it is made, or made anew
+        raise UserError(f"ANN_TRAINED_COLLECTION_NAME and COLLECTION_NAME are both {name}; they must differ")
+    may_be = (collection.MissingError, collection.UnreadableError)  # it will be created or rebuilt
     with contextlib.suppress(*may_be), collection.reading(place, trained_name) as images:
         if collection.DERIVED not in (images.metadata or {}):
             raise UserError(f"collection {trained_name} was not made by ann_train.py; set ANN_TRAINED_COLLECTION_NAME")
@@ -78,16 +78,16 @@ def read_fitting(model: dict[str, Any], args: argparse.Namespace) -> Projection:
     learned = read_projection(Path(args.ann_projection_path))
     if not same_model(learned.model, model):
         raise UserError(
-            f"projection {args.ann_projection_path} is for vectors of {describe(learned.model)}, and collection "
+            f"projection {args.ann_projection_path} is for vectors of {describe(learned.model)}, but collection "
             f"{args.collection_name} was made with {describe(model)}; run python ann_train.py without --apply"
         )
     return learned
 
 
 def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, list[Group], list[str]]:
-    """The collection's vectors (N, D), unit length; the annotated groups as rows of them, and their main ids.
+    """(the collection's vectors (N, D) of unit length; the annotated groups, as rows of them; their main ids).
 
-    Images that left the collection are skipped, and so are groups whose main image left it.
+    Images that are no longer in the collection are skipped, and so are groups without their main image.
     """
     records = read_annotated(Path(args.annotated_data_path))
     with collection.reading(place, args.collection_name) as images:
@@ -104,7 +104,7 @@ def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, lis
 
 
 def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dict[str, Any]) -> Projection | None:
-    """The projection, or None if it does not earn its place; prints its held-out gain, or why there is none."""
+    """Learn a projection and print its held-out gain. Returns None, and prints the reason, if the gain is too small."""
     refusal = evaluation.refuse_groups(groups)
     if refusal:
         print(f"nothing written: {refusal}")
@@ -125,7 +125,7 @@ def learn(vectors: np.ndarray, groups: list[Group], mains: list[str], model: dic
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Child processes started in the block multiply with one thread: on small matrices several spend 20 x the CPU."""
+    """Child processes of the block multiply with one thread: for small matrices, more threads take 20 x the CPU."""
     before = os.environ.get(BLAS_THREADS)
     os.environ[BLAS_THREADS] = "1"
     try:
@@ -136,7 +136,8 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def write(place: Place, learned: Projection, args: argparse.Namespace) -> int:
-    """Write collection and file; each is the old one until the new one is whole. Returns the number of images."""
+    """Write the collection and the file; both stay the old ones until the new ones are complete. Returns the number of
+    images."""
     name, path = args.ann_trained_collection_name, Path(args.ann_projection_path)
     transform = functools.partial(project, matrix=learned.matrix)
     facts = {**learned.model, collection.DERIVED: learned.digest}

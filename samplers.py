@@ -1,9 +1,9 @@
-"""Which images become main images: one function per sampler, and the registry SAMPLERS. Needs numpy only.
+"""Samplers choose the main images: one function per sampler, and the registry SAMPLERS. Needs only numpy.
 
-A sampler takes (pool, rng, n_nearest, *, options) and yields rows of the collection in the order to be tried, until
+A sampler takes (pool, rng, n_nearest, *, options) and yields rows of the collection in the order to try them, until
 none is left. It is lazy: the caller takes rows until it has enough directories, and clears pool.allowed[row] for every
-row it has shown. A sampler skips rows that are not allowed at that moment. Picks depend only on the pool at the start,
-the seed and these changes. Options are the keyword-only parameters.
+row it has shown. A sampler skips rows that are not allowed at that moment. Its choices depend only on the pool at the
+start, the seed and these changes. Options are the keyword-only parameters.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 
 NEAR_DUPLICATE = 0.98  # cosine above which two images count as one
 REPEATS = 0.5  # a group repeats an earlier one above this share of common images
-MAX_CANDIDATES = 5_000  # images considered at once: seconds for 100,000 x 512, and still dense
-MAX_CLUSTERS = 500  # of `typical`, as in its paper
+MAX_CANDIDATES = 5_000  # images considered at once; takes seconds for 100,000 x 512, and is still dense
+MAX_CLUSTERS = 500  # of `typical`, the number in its paper
 ALWAYS = 3  # nearest images that `informative` always chooses
-SPREAD = 3  # without decisions `informative` covers that many times the images it chooses
+SPREAD = 3  # without decisions, `informative` spreads over this many times as many images as it chooses
 SPARE = 10  # extra neighbors looked up, to replace near duplicates
 TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and 80 MB for their order
 
@@ -41,7 +41,7 @@ class Pool:
     allowed: np.ndarray  # (N,) bool: rows that may become main images
     annotated: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (pos rows, main first; neg rows)
     shown: set[int] = field(default_factory=set)  # rows shown in earlier runs
-    warn: Callable[[str], None] = lambda message: None  # takes one line for the user
+    warn: Callable[[str], None] = lambda message: None  # shows a line to the user
 
 
 Sampler = Callable[..., Iterator[int]]
@@ -51,11 +51,11 @@ Choice = Callable[[list[int], list[float]], list[int]]  # rows and similarities,
 def draw(name: str, cfg: dict[str, Any], pool: Pool, seed: int, n_nearest: int) -> Iterator[int]:
     """Rows in the order in which they become main images, each at most once.
 
-    n_nearest: images beside the main one in a directory. Raises ValueError, one line, for an unknown sampler, an
-    unknown or missing option, or a bad value. The first row is chosen during this call, so that errors appear here.
+    n_nearest: images beside the main image in a directory. Raises ValueError, one line, for an unknown sampler, an
+    unknown or missing option, or a bad value. The first row is chosen during this call, so that it raises all errors.
     """
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {name!r}; use one of {', '.join(SAMPLERS)}")
     sampler = SAMPLERS[name]
     known = options(name)
     for option in cfg:
@@ -76,7 +76,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def random(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
-    """Uniform: the control for all others, and the only unbiased choice for an evaluation set. O(N)."""
+    """Uniformly random: the baseline for all others, and the only unbiased choice for an evaluation set. O(N)."""
     for row in rng.permutation(len(pool.ids)).tolist():
         if pool.allowed[row]:
             yield row
@@ -114,8 +114,7 @@ def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], lis
 
 
 def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters: int = 100) -> Iterator[int]:
-    """An equal quota for each k-means cluster, past main images included; the most central members first.
-
+    """An equal number for each k-means cluster, earlier main images included; the most central members first.
     Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
     """
     _check_number("n_clusters", n_clusters, int, 1, MAX_CANDIDATES)
@@ -147,10 +146,10 @@ def k_center(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[i
 
 
 def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors: int = 20) -> Iterator[int]:
-    """The densest image without annotation, from the largest of the clusters with the fewest annotated images.
+    """The densest unannotated image in the largest of the clusters with the fewest annotated images.
 
-    The number of clusters is the number of directories that would hold all images, at most MAX_CLUSTERS. Density is the
-    mean similarity to the n_neighbors nearest. Considers MAX_CANDIDATES random images at a time;
+    There are as many clusters as directories would be needed for all images, at most MAX_CLUSTERS. Density is the mean
+    similarity to the n_neighbors nearest. Considers MAX_CANDIDATES random images at a time;
     O(MAX_CANDIDATES x (N + MAX_CLUSTERS)) dot products.
     Source: Hacohen et al., Active Learning on a Budget (TypiClust), arXiv 2202.02794.
     """
@@ -168,7 +167,7 @@ def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors
 def herding(
     pool: Pool, rng: np.random.Generator, n_nearest: int, *, bandwidth: float | None = None, subset: int = 5_000
 ) -> Iterator[int]:
-    """The largest gain in coverage of all images by a Gaussian kernel around annotated and picked ones.
+    """The image with the largest gain in coverage. A Gaussian kernel around annotated and picked images covers others.
 
     bandwidth: of the kernel, a distance between unit vectors; None: the median distance of an image to its n_nearest-th
     neighbor. Considers `subset` random images at a time, and measures coverage on them; O(subset x N) dot products and
@@ -203,10 +202,10 @@ def ambiguous(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[
 def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -> Iterator[int]:
     """The images nearest to a text prompt, most similar first.
 
-    Considers MAX_CANDIDATES at a time in that order; O(MAX_CANDIDATES x N) dot products for each.
+    Considers MAX_CANDIDATES at a time in this order; O(MAX_CANDIDATES x N) dot products each time.
     """
     if not (isinstance(prompt, str) and prompt.strip()):
-        raise ValueError(f"option 'prompt' must be a text, not empty, but is {prompt!r}")
+        raise ValueError(f"option 'prompt' must be a text that is not empty, but is {prompt!r}")
     similarity = pool.vectors @ np.asarray(pool.text_vector(prompt), np.float32)
 
     def start(part: _Part) -> _Scored:
@@ -218,8 +217,8 @@ def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -
 def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str]) -> Iterator[int]:
     """Exactly the given ids, in their order. Annotated and unknown ids are skipped with a warning.
 
-    Instead of an id, what the list names the item by: its value of ID_FIELD, or its path in the folder of images.
-    An id that was shown before, or in this run, is yielded with a warning although it is not allowed. O(N).
+    An item can also be named by its value of ID_FIELD, or by its path in the folder of images. An id that was shown
+    before, or in this run, is yielded with a warning, although it is not allowed. O(N).
     """
     asked = dict.fromkeys(_strings("ids", ids))
     name_of = {id_: name for name in reversed(asked) for id_ in _possible_ids(name)}
@@ -245,20 +244,21 @@ def _possible_ids(name: str) -> tuple[str, ...]:
     return name, *(str(uuid.uuid5(uuid.NAMESPACE_URL, each)) for each in named)
 
 
-EXAMPLES = {"fields": ["product"], "prompt": "a red shoe", "ids": ["ID"]}  # of the required options
+EXAMPLES = {"fields": ["product"], "prompt": "a red shoe", "ids": ["ID"]}  # values of the required options
 SAMPLERS: dict[str, Sampler] = {
     sampler.__name__: sampler
     for sampler in (random, metadata, cluster, k_center, typical, herding, ambiguous, text, ids)
 }
 
 
-# --- which of the nearest images a directory shows --------------------------------------------------------------------
+# --- the choice of a directory's images -------------------------------------------------------------------------------
 def informative(pool: Pool, n_nearest: int) -> Choice:
-    """Choose n_nearest of the images near a main one whose decisions teach most, instead of the nearest themselves.
+    """Return a function that chooses n_nearest of the K images near a main image: the images whose decisions teach the
+    most, instead of the nearest.
 
-    The ALWAYS nearest come first; then, greedily, the highest 4p(1 - p) x root of the distance to the nearest chosen
-    image, p as in `ambiguous`. Until images were both kept and deleted, choices spread evenly over the nearest
-    SPREAD x n_nearest, which is reported. Deterministic; O(K D n_nearest) for K images.
+    The ALWAYS nearest come first; then, greedily, the image with the highest 4p(1 - p) x root of its distance to the
+    nearest chosen image, with p as in `ambiguous`. Without kept and deleted images to learn from, choices spread evenly
+    over the nearest SPREAD x n_nearest, and a warning says so. Deterministic; O(K D n_nearest).
     """
     similarity, kept = _decisions(pool)
     if not (kept.any() and (kept == 0).any()):
@@ -282,7 +282,7 @@ def informative(pool: Pool, n_nearest: int) -> Choice:
 
 
 def _spread(n: int, n_chosen: int) -> list[int]:
-    """n_chosen positions from 0 to n - 1, evenly; all of them if there are no more."""
+    """n_chosen evenly spaced positions from 0 to n - 1; all positions if there are not more."""
     return np.unique(np.linspace(0, n - 1, min(n, n_chosen)).round().astype(int)).tolist()
 
 
@@ -312,7 +312,7 @@ def _greedy(
 ) -> Iterator[int]:
     """Take n_candidates at a time, in `order`; yield the highest score first, and skip groups that repeat others."""
     picked: list[int] = []
-    groups_of: dict[int, list[int]] = {}  # row -> numbers of the picked groups that hold it
+    groups_of: dict[int, list[int]] = {}  # row -> numbers of the picked groups that contain it
     repeating: list[int] = []
     for first in range(0, len(order), n_candidates):
         part = _look_around(pool, order[first : first + n_candidates], picked, max(n_nearest, n_listed))
@@ -392,7 +392,7 @@ def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:
     """(B, k) columns of the k largest of each row, largest first.
 
-    They lie in the k blocks with the largest maxima. Partitioning only these is several times faster on long rows.
+    They are in the k blocks with the largest maxima. Partitioning only these is several times faster on long rows.
     """
     n = values.shape[1]
     width = max(1, math.isqrt(n // k))
@@ -406,7 +406,7 @@ def _largest(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def _max_similarity(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosine of each vector to its nearest of `others`; -1 without any."""
+    """Cosine of each vector to its nearest of `others`; -1 if there are none."""
     result = np.full(len(vectors), -1, np.float32)
     for first in range(0, len(others), 1_000):
         np.maximum(result, (vectors @ others[first : first + 1_000].T).max(1), out=result)
@@ -489,7 +489,7 @@ def _uncertainty(pool: Pool, part: _Part) -> np.ndarray:
 
 
 def _decisions(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) similarity to its main image and (n,) 1 for kept or 0, of every judged image but the main ones."""
+    """(n,) similarity to the main image and (n,) 1 for kept, 0 for deleted, of each judged image except main images."""
     pairs = [
         (pos[0], row, kept) for pos, neg in pool.annotated for rows, kept in ((pos[1:], 1), (neg, 0)) for row in rows
     ]

@@ -564,7 +564,7 @@ def test_the_end_of_a_copy_is_also_the_end_as_a_program_sorts_names(capsys):
         image_ = next(next(Path("many").glob(f"{name}*")).glob("1_*"))
         image_.unlink()
     dirload("many")
-    assert "warning: the last 2 directories of many are gone" in capsys.readouterr().out
+    assert "warning: the last 2 directories of many are missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("half", ["images", "directories"])
@@ -746,7 +746,7 @@ def test_undo_takes_back_the_last_load_and_then_the_one_before():
 def test_undo_of_the_first_load_leaves_an_empty_list(capsys):
     dirload()
     assert dirload("--undo") == []
-    assert "the last load is taken back: 4 records removed" in capsys.readouterr().out
+    assert "the last load is undone: 4 records removed" in capsys.readouterr().out
 
 
 def read_discarded() -> set[str]:
@@ -788,7 +788,7 @@ def test_undo_keeps_what_others_added_and_edited_since(capsys):
     records[1]["neg"] = [id_of("by hand")]
     ANNOTATED.write_text(json.dumps([*records, {"label": "cat"}]))
     assert dirload("--undo") == [records[1], {"label": "cat"}]
-    assert "1 records were changed after that load and stay as they are" in capsys.readouterr().out
+    assert "1 records were edited after that load and are unchanged" in capsys.readouterr().out
 
 
 def test_undo_without_a_history_is_one_step():

@@ -179,7 +179,7 @@ def test_no_directory_at_all_is_exit_code_1_and_leaves_no_folder(web_ids, server
 
 def test_the_remedies_of_a_shortfall_fit_the_reasons(web_ids, server, capsys):
     dirrify("--download-max-bytes", 10, n_dirs=N)
-    assert "What changes it: DOWNLOAD_MAX_BYTES, more images" in capsys.readouterr().out
+    assert "What helps: DOWNLOAD_MAX_BYTES, more images" in capsys.readouterr().out
 
 
 def test_without_network_and_cache_it_stops_with_one_line_and_the_same_command_goes_on(vectors, server, monkeypatch):
@@ -221,7 +221,7 @@ def test_an_empty_folder_is_used(ids):
     [
         (["--collection-name", "others"], "no collection others"),
         (["--chromadb-path", "nowhere"], "no Chroma database in nowhere"),
-        (["--ann-sampler-name", "best"], "known are random"),
+        (["--ann-sampler-name", "best"], "use one of random"),
         (["--ann-sampler-cfg", '{"speed": 1}'], "no option 'speed'"),
         (["--ann-dirrify-ndirs", "0"], "ANN_DIRRIFY_NDIRS is 0; it must be 1 or more"),
     ],
@@ -412,7 +412,7 @@ def test_a_pool_shows_the_nearest_of_both_collections_in_turns_and_the_history_s
     other = random_vectors(len(ids), dimension=24, seed=9)[:-1]
     make_collection(other, [f"http://photos.invalid/{i}.jpg" for i in range(N - 1)], name="other")  # lacks one image
     dirrify("--ann-dirrify-pool", '["other"]', n_nearest=6)
-    assert "1 images are missing in collection other and are left out" in capsys.readouterr().err
+    assert "1 images are not in collection other and are left out" in capsys.readouterr().err
     of_id = {id_: row for row, id_ in enumerate(ids)}
     events = {event["main"]: event for event in history.read_events(Path("data/history.jsonl"))}
     for main, listed in read_samples().items():

@@ -288,10 +288,10 @@ def test_images_that_a_trainer_would_take_for_text_are_counted(ids, capsys):
         cached = next(Path("data/images").rglob(f"{ids[number]}.jpg"))
         cached.rename(cached.with_suffix(extension))
     export()
-    line = "3 names of images (.jp2: 2, .avif: 1) would be embedded as text by sentence-transformers"
+    line = "sentence-transformers would embed 3 names of images (.jp2: 2, .avif: 1) as text"
     assert line in capsys.readouterr().out, "the fourth is in a group that is left out"
     export("--ann-export-format", "reranking", "--ann-export-value", "url")
-    assert "45 names of images (no extension: 45) would be embedded as text" in capsys.readouterr().out
+    assert "would embed 45 names of images (no extension: 45) as text" in capsys.readouterr().out
     for format_, value in (("triplets", "id"), ("flagembedding", "path"), ("qrels", "path")):
         export("--ann-export-format", format_, "--ann-export-value", value)
         assert "embedded as text" not in capsys.readouterr().out

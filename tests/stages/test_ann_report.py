@@ -393,7 +393,7 @@ def test_another_collection_is_judged_by_the_same_annotations(ids, monkeypatch):
     assert found["other"]["value"] == 1
     assert found["other_minus_this"]["low"] > 0
     assert found["other_minus_this"]["value"] == pytest.approx(1 - found["this"]["value"], abs=1e-5)
-    assert "ranks the kept above the deleted better" in (REPORT / "report.html").read_text()
+    assert "is better at ranking kept images above deleted images" in (REPORT / "report.html").read_text()
 
 
 def test_odd_annotations_are_reported_too(ids):

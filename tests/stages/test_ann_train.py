@@ -239,14 +239,14 @@ def test_apply_refuses_a_projection_of_another_model(trained):
     client: Any = collection.open_client(trained.chroma)
     client.get_collection("images", embedding_function=None).modify(metadata={**MODEL, "model_name": "other"})
     client.close()
-    with pytest.raises(UserError, match="is for vectors of some tag, and collection images was made with other tag"):
+    with pytest.raises(UserError, match="is for vectors of some tag, but collection images was made with other tag"):
         trained.train("--apply")
 
 
 def test_the_trained_collection_is_neither_its_own_base_nor_anyone_else_s(trained):
-    with pytest.raises(UserError, match="collection images_trained is a trained one"):
+    with pytest.raises(UserError, match="collection images_trained is made by ann_train"):
         trained.train("--collection-name", "images_trained", "--ann-trained-collection-name", "more")
-    with pytest.raises(UserError, match="ANN_TRAINED_COLLECTION_NAME is images, as is COLLECTION_NAME"):
+    with pytest.raises(UserError, match="ANN_TRAINED_COLLECTION_NAME and COLLECTION_NAME are both images"):
         trained.train("--ann-trained-collection-name", "images")
     client: Any = collection.open_client(trained.chroma)
     mine = client.create_collection("mine", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)

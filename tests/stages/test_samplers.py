@@ -66,7 +66,7 @@ def full_pool(vectors, **kwargs) -> Pool:
 
 
 def test_unknown_sampler_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown sampler 'rnd'; known are random, metadata"):
+    with pytest.raises(ValueError, match=r"unknown sampler 'rnd'; use one of random, metadata"):
         draw("rnd", {}, a_pool(n=3), 0, 2)
 
 
@@ -236,7 +236,7 @@ def test_more_candidates_than_fit_at_once_are_all_reached():
         ("herding", {"bandwidth": 0}, "option 'bandwidth' must be float from 0.01 to 100, but is 0"),
         ("herding", {"bandwidth": float("nan")}, "option 'bandwidth' must be float"),
         ("herding", {"subset": 10**6}, "option 'subset' must be int from 1 to 10000"),
-        ("text", {"prompt": " "}, "option 'prompt' must be a text, not empty, but is ' '"),
+        ("text", {"prompt": " "}, "option 'prompt' must be a text that is not empty, but is ' '"),
         ("text", {"prompt": 3}, "option 'prompt' must be a text"),
         ("ids", {"ids": "id000000"}, "option 'ids' must be a list of strings"),
         ("ids", {"ids": []}, "option 'ids' must be a list of strings"),

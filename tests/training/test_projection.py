@@ -185,5 +185,5 @@ def test_the_projection_of_a_collection_is_the_one_that_made_it(tmp_path):
     write_projection(path, A_PROJECTION)
     found = projection_of({DERIVED: A_PROJECTION.digest}, path)
     assert found is not None and found.digest == A_PROJECTION.digest
-    with pytest.raises(UserError, match=r"is not the one of this collection; run python ann_train.py --apply"):
+    with pytest.raises(UserError, match=r"did not make this collection; run python ann_train.py --apply"):
         projection_of({DERIVED: "another"}, path)

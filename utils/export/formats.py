@@ -26,14 +26,14 @@ from utils.files import read_json, write_json
 
 PAIRS = "pairs"
 QRELS = "qrels"
-RUN_NAME = "collection"  # last column of a run file: the system that ranked
+RUN_NAME = "collection"  # last column of a run file: the name of the ranking system
 # Paths and URLs with these endings are images to sentence-transformers 6; it embeds any other string as text.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class ExportGroup:
-    """One record as the values to be written: ids, paths or URLs."""
+    """One record, as values to write: ids, paths or URLs."""
 
     query: str  # the main image
     positives: list[str]  # without the main image
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
     label: int
     similarity: str  # six decimals; "" if one is no longer in the collection
     rank: int | None  # 1 = the most similar of the images judged in this group
-    split: str  # "": main image and item lie in different splits
+    split: str  # "": main image and item are in different splits
     group: int  # index of the record
 
 
@@ -57,9 +57,9 @@ class Format(NamedTuple):
 
     extensions: tuple[str, ...]  # of a split's file, and of its run file
     write: Callable[[IO[str], Sequence[ExportGroup]], int]  # returns the number of rows
-    needs_both: bool  # a group needs a positive and a negative, else a positive
+    needs_both: bool  # whether a group needs a negative in addition to a positive
     row: str  # noun for the rows, plural
-    opens_images: bool = False  # its program is sentence-transformers
+    opens_images: bool = False  # its program is sentence-transformers, which opens them
 
 
 def write_triplets(file: IO[str], groups: Sequence[ExportGroup]) -> int:
@@ -90,7 +90,7 @@ def write_qrels(file: IO[str], groups: Sequence[ExportGroup]) -> int:
 
 
 def write_run(file: IO[str], rankings: Iterable[tuple[str, Iterable[tuple[str, float]]]]) -> None:
-    """Write (query, [(id, score), best first]) in TREC form. Written scores fall strictly: evaluators sort by score."""
+    """Write (query, [(id, score), best first]) in TREC form. Written scores decrease: evaluators sort by score."""
     for query, ranked in rankings:
         last = float("inf")
         for rank, (id_, score) in enumerate(ranked, 1):
@@ -132,9 +132,9 @@ def count_texts(groups: Iterable[ExportGroup]) -> Counter[str]:
 def replacing_all(folder: Path, kind: str, names: Collection[str], unwanted: Collection[str] = ()) -> Iterator[None]:
     """For a block that writes the files `names`, each "{kind}.{...}". Removes `unwanted` and files of earlier blocks.
 
-    A list beside the folder, where no loader takes it for data, names these files. It is written before they are and
-    shortened after the removal, so that a killed run leaves no file unknown to the next one. A file that is not listed
-    is never touched.
+    A list beside the folder names these files; inside, a loader could take it for data. It is written before the files
+    and shortened after the removal, so that the next run knows every file of a killed run. Other files are never
+    touched.
     """
     path = folder.absolute().with_name(f".{folder.absolute().name}.{kind}.json")
     inside = folder / f".{kind}.json"  # where earlier versions put the list
@@ -148,7 +148,7 @@ def replacing_all(folder: Path, kind: str, names: Collection[str], unwanted: Col
 
 
 def _read_names(path: Path, kind: str) -> set[str]:
-    """The names in a list of exported files. A damaged list must not lead out of the folder."""
+    """The names in a list of exported files. Names that a damaged list has outside the folder are ignored."""
     found = read_json(path, "list of exported files") if path.exists() else []
     names = {str(name) for name in found} if isinstance(found, list) else set()
     return {name for name in names if name.startswith(f"{kind}.") and not set(name) & set("/\\:")}

@@ -1,4 +1,4 @@
-"""From records to what is written: groups per split, pairs, the collection's ranking, and what is left out."""
+"""The content of an export, made from records: groups per split, pairs, the collection's ranking; and the rest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LeftOut:
     """The part of the records that is not in the files."""
 
     valueless: set[str] = field(default_factory=set)  # ids in the collection, but without a value
-    other_split: int = 0  # negatives that lie in a different split from their group
+    other_split: int = 0  # negatives in another split than their group
     contradictory: int = 0  # negatives that are positives of the same record
     groups: dict[str, list[str]] = field(default_factory=dict)  # reason -> main images
 
@@ -54,7 +54,7 @@ def select_groups(data: ExportData, needs_both: bool) -> tuple[dict[str, list[Ex
 
 
 def _to_group(record: Record, data: ExportData, needs_both: bool, left_out: LeftOut) -> ExportGroup | str:
-    """The record with values for ids, or why it cannot be written. Ids that are left out are counted."""
+    """The record with values for ids, or the reason why it cannot be written. Counts the ids that are left out."""
     main, value_of, split_of = record["pos"][0], data.value_of, data.split_of
     listed = [id_ for id_ in (*record["pos"], *record["neg"]) if id_ in data.row_of]
     left_out.valueless.update(id_ for id_ in listed if id_ not in value_of)
@@ -76,7 +76,7 @@ def _to_group(record: Record, data: ExportData, needs_both: bool, left_out: Left
 
 
 def empty_reason(split: str, share: float, data: ExportData) -> str:
-    """Why no group of `split` is written."""
+    """The reason why no group of `split` is written."""
     n_groups, n_here = len(data.records), sum(data.split_of[record["pos"][0]] == split for record in data.records)
     if share == 0:
         return "its share is 0"
@@ -91,7 +91,7 @@ def empty_reason(split: str, share: float, data: ExportData) -> str:
 
 
 def pairs(data: ExportData) -> Iterator[Pair]:
-    """Record by record, the items in the record's own order."""
+    """Yield pairs record by record, with the items in the order of the record."""
     for number, record in enumerate(data.records):
         main, items = record["pos"][0], [*record["pos"][1:], *record["neg"]]
         found = similarities(record, data.row_of, data.vectors)
@@ -105,7 +105,7 @@ def pairs(data: ExportData) -> Iterator[Pair]:
 def rank_queries(
     groups: Sequence[ExportGroup], split: str, data: ExportData
 ) -> Iterator[tuple[str, Iterable[tuple[str, float]]]]:
-    """(query, [(id, cosine), best first]) by the collection, for groups of ids; without images of other splits."""
+    """Yield (query, [(id, cosine), best first]) of groups of ids, ranked by cosine, without images of other splits."""
     eligible = np.array([data.split_of.get(id_, split) == split for id_ in data.ids], bool)
     with bar(len(groups), f"ranking {split}", "query") as progress:
         for start in range(0, len(groups), RUN_BLOCK):

@@ -1,4 +1,4 @@
-"""Splits without leaks: images joined by shared positives or near duplicates lie in one split."""
+"""Splits without leaks: images joined by shared positives or near duplicates are in one split."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from utils.annotation.records import Record
 from utils.errors import UserError
 
-N_AXES = 48  # axes of the rough comparison: more cost time, fewer pass more pairs to the exact one
+N_AXES = 48  # axes of the rough comparison: more take more time, fewer leave more pairs to the exact one
 N_SAMPLED = 10_000  # vectors that the axes are computed from; the result is exact for any axes
 HEIGHT, WIDTH = 1_024, 2_048  # block of the rough comparison: 8 MB, which stays in the processor's cache
 PAIRS = 1 << 15  # pairs compared exactly at a time: 2 x 64 MB at 512 dimensions
 MARGIN, TOLERANCE = 1e-4, 1e-6  # rounding of float32 cosines: rough, exact
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a part of file names
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of file names
 
 
 def check_shares(shares: Mapping[str, float], constant: str) -> None:
     """Raises UserError unless `shares` maps names of splits to shares that sum to 1."""
     for name, share in shares.items():
         if not _NAME.fullmatch(name):
-            raise UserError(f"{constant}: {name!r} is no name for a split; use letters, digits, '_' and '-'")
+            raise UserError(f"{constant}: {name!r} is not a name for a split; use letters, digits, '_' and '-'")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise UserError(f"{constant}: the share of {name} is {share!r}; it must be a number from 0 to 1")
     if len({name.lower() for name in shares}) < len(shares):
@@ -43,11 +43,11 @@ def split_items(
 ) -> tuple[dict[str, str], int]:
     """id -> split, for every id in `records`, and the number of clusters of groups.
 
-    vectors: (N, D) float32 of unit length, rows by `row_of`, in the order of ids. An id without a row can be joined by
-    positives only.
-    A group lies in the split of its main image. Clusters are assigned whole, the largest first, each to the split that
+    vectors: (N, D) float32 of unit length, rows by `row_of`, in the order of ids. An id without a row can be joined
+    only by positives.
+    A group is in the split of its main image. Clusters are assigned whole, the largest first, each to the split that
     is furthest below its share. A cluster without groups goes to the split whose groups have most of its images as
-    negatives: few negatives are lost.
+    negatives, so that few negatives are lost.
     """
     ids = sorted({id_ for record in records for id_ in (*record["pos"], *record["neg"])})
     position = {id_: i for i, id_ in enumerate(ids)}
@@ -109,10 +109,10 @@ class Clusters:
 
 
 def _join_near_duplicates(clusters: Clusters, rows: np.ndarray, vectors: np.ndarray, min_similarity: float) -> None:
-    """Join those of `rows` (M,) whose `vectors` (M, D), unit length, have a cosine of min_similarity or more. Exact.
+    """Join `rows` (M,) if the cosine of their `vectors` (M, D), unit length, is at least min_similarity. Exact.
 
-    A few axes decide nearly all pairs: with the rest of each vector replaced by its length, a product can only grow
-    (Cauchy-Schwarz), so a pair below min_similarity there is below it in full. O(M^2 N_AXES) time.
+    A few axes decide nearly all pairs. If the rest of each vector is replaced by its length, a product can only grow
+    (Cauchy-Schwarz), so a pair that is below min_similarity there is below it in full. O(M^2 N_AXES) time.
     """
     if min_similarity > 1 or len(rows) < 2:
         return

@@ -1,4 +1,4 @@
-"""The figures of a report as plain data: report.json holds them, the page shows them."""
+"""The figures of a report as plain data, which report.json stores and the page shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Figures = dict[str, Any]
 
 @dataclass
 class ReportData:
-    """The records, and the facts that a collection has about their images."""
+    """The records, and a collection's facts about their images."""
 
     records: list[Record]
     judged: list[Judged]
@@ -63,7 +63,7 @@ def measure(data: ReportData, reviews: Reviews) -> Figures:
 
 
 def picked(shown: Event) -> str:
-    """How the images of a directory were picked. Events of earlier versions, which do not say, mean the nearest."""
+    """How the images of a directory were picked. Events of earlier versions do not say it; they mean the nearest."""
     if shown.get("pick", NEAREST) != NEAREST:
         return INFORMATIVE
     return POOLED if len(pool_of(shown)) > 1 else NEAREST
@@ -93,10 +93,10 @@ def progress(data: ReportData) -> dict[str, int]:
 
 
 def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str] = ()) -> Figures:
-    """Judge both models on the same items of the same groups: those in both collections, without informative picks.
+    """Judge both models on the same items of the same groups: items in both collections, groups of nearest images.
 
-    names: of the two collections. trained_on: main images of the groups that the rival learned from; these are left
-    out, too, unless there are no others.
+    names: of the two collections. trained_on: main images of the groups that the rival learned from. These groups are
+    left out, too, unless there are no others.
     """
     found: dict[str, list[tuple[Judged, Judged]]] = {"unseen": [], "trained_on": [], INFORMATIVE: []}
     for group, other in zip(data.judged, rival.judged):
@@ -109,8 +109,8 @@ def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained
     pairs = found["unseen"] or found["trained_on"]
     if not pairs:
         raise UserError(
-            f"no group of nearest images has a kept and a deleted one in collection {names[1]}; compare a collection "
-            "with the same ids"
+            f"no group of nearest images has a kept and a deleted image in collection {names[1]}; compare a "
+            "collection with the same ids"
         )
     return {
         "collection": names[1],
@@ -134,7 +134,7 @@ def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Ju
 
 
 def agreement(looks: Sequence[Event]) -> Figures:
-    """Second looks against the records they found: the share of equal verdicts, and Cohen's kappa (1960)."""
+    """Compare second looks with the records of that time: the share of equal verdicts, and Cohen's kappa (1960)."""
     judged = [(look, both) for look in looks if (both := verdicts(look))]
     equal = np.array([[sum(first == second for first, second in both.values())] for _, both in judged], dtype=float)
     n_images = np.array([[len(both)] for _, both in judged], dtype=float)

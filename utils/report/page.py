@@ -16,13 +16,14 @@ from utils.report.figures import Figures, ReportData
 from utils.report.reviews import dir_name
 
 THUMBNAILS = "thumbnails"  # folder beside the page
-MAX_GROUPS = 2_000  # groups with pictures, the latest: a browser still opens the page in seconds
-NEAR_GROUPS = 100  # the first of these load without the page's script, which loads the others on approach: a page with
-# 20,000 images of `loading="lazy"` takes seconds more to open
-MAX_CONFLICTS = 50  # contradictions of a kind with pictures; report.json has all
+MAX_GROUPS = 2_000  # the latest groups, shown with images; a browser still opens the page in seconds
+# The images of the first NEAR_GROUPS load without the page's script, which loads the others when the reader comes near:
+# a page with 20,000 images of `loading="lazy"` takes seconds more to open.
+NEAR_GROUPS = 100
+MAX_CONFLICTS = 50  # contradictions of each kind that are shown with images; report.json has all
 MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
 Judgment = tuple[str, str, Literal["pos", "neg"]]
-JUDGMENTS: dict[int, list[Judgment]] = {  # number of images -> what was judged of a pair, and of a chain
+JUDGMENTS: dict[int, list[Judgment]] = {  # number of images -> judgments in a pair, and in a chain
     2: [("a", "b", "pos"), ("a", "b", "neg")],
     3: [("a", "b", "pos"), ("b", "c", "pos"), ("a", "c", "neg")],
 }
@@ -50,11 +51,11 @@ class SheetGroup(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What the template draws, in the unit square."""
+    """A chart that the template draws, in coordinates of the unit square."""
 
     title: str
     x_ticks: list[tuple[float, str]]
-    y_labels: list[str]  # at even distances, from 0 up
+    y_labels: list[str]  # evenly spaced, from 0 up
     series: list[tuple[str, str, str]]  # name, corners of the filled area, points of the line
     mark: tuple[float, str] | None = None  # place on x, label
 
@@ -67,9 +68,9 @@ def write_page(
     thumbnails: Collection[str],
     originals: Mapping[str, str],
 ) -> None:
-    """Render the page piece by piece: groups are made as they are written.
+    """Render the page in pieces: each group is made when it is written.
 
-    thumbnails: ids that have one. originals: id -> http(s) URL, or path relative to the page.
+    thumbnails: ids with a thumbnail. originals: id -> http(s) URL, or path relative to the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -112,7 +113,7 @@ def cell(value: Any) -> str:
 
 
 def sha256(text: str) -> str:
-    """Of a script, as a Content-Security-Policy names it."""
+    """The hash of a script, in the form that a Content-Security-Policy needs."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -124,7 +125,7 @@ def metadata_text(item: Mapping[str, Any]) -> str:
 
 # --- images -----------------------------------------------------------------------------------------------------------
 def shown_ids(data: ReportData, figures: Figures) -> set[str]:
-    """Images on the page."""
+    """The ids of all images on the page."""
     of_groups = {id_ for record in data.records[-MAX_GROUPS:] for id_ in (*record["pos"], *record["neg"])}
     conflicts = itertools.chain(contradictions(data, figures), disagreements(data, figures))
     return of_groups | {id_ for conflict in conflicts for id_, _, _ in conflict.images}
@@ -170,7 +171,7 @@ def sheet_groups(data: ReportData) -> Iterator[SheetGroup]:
 
 
 def captions(data: ReportData, number: int) -> Iterator[Shown]:
-    """The images of a group: the main image, then by similarity, then what left the collection."""
+    """Yield the main image, the others by similarity, and then the images that are no longer in the collection."""
     record, group = data.records[number], data.judged[number]
     yield record["pos"][0], "main", "main image"
     for j, (id_, similarity, is_kept) in enumerate(group.items, 1):
@@ -197,13 +198,13 @@ def rank_chart(figures: Figures) -> Chart | None:
 
 
 def threshold_chart(figures: Figures) -> Chart | None:
-    """Histograms of the kept and the deleted, with the threshold as a mark."""
+    """Histograms of kept and deleted images, with the threshold as a mark."""
     if not figures["threshold"]:
         return None
     bins, threshold = figures["similarity_histogram"], figures["threshold"]["similarity"]
     first, *_, last = bins["edges"]
     places = [(edge - first) / (last - first) for edge in bins["edges"]]
-    step = -(-max([1, *bins["positives"], *bins["hard_negatives"]]) // N_Y_TICKS)  # whole numbers as labels
+    step = -(-max([1, *bins["positives"], *bins["hard_negatives"]]) // N_Y_TICKS)  # so that labels are whole numbers
     series = []
     for name, key in (("kept", "positives"), ("deleted", "hard_negatives")):
         tops = [(x, n / (step * N_Y_TICKS)) for pair, n in zip(itertools.pairwise(places), bins[key]) for x in pair]

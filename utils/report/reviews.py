@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from utils.annotation.history import Event, in_effect
 from utils.annotation.records import Record
 
-COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # directories, directories, directories, ids, ids
+COUNTS = ("shown", "loaded", "discarded", "positives", "negatives")  # three counts of directories, two of ids
 
 
 class Decision(NamedTuple):
-    """The outcome of a directory, and the event that says how it was shown; {} if the history has none."""
+    """The event with the outcome of a directory, and the event with its showing; {} if the history has none."""
 
     outcome: Event
     shown: Event
@@ -29,12 +29,12 @@ class Reviews:
     second_looks: dict[tuple[Any, str], Event] = field(default_factory=dict)  # (root, main image) -> the last one
 
     def shown_in(self, main: str, root: Any) -> Event:
-        """How the directory was shown. One that was moved since is found if no other has the same main image."""
+        """The "shown" event of a directory. If its root was moved, it is found by a main image that no other has."""
         dirs = self.shown.get(main, {})
         return dirs.get(root) or (next(iter(dirs.values())) if len(dirs) == 1 else {})
 
     def origin(self, record: Record) -> Decision:
-        """The load that made a record, and how its directory had been shown; {} for what the history does not say."""
+        """The load that made a record, and the "shown" event of its directory; {} for an event not in the history."""
         main = record["pos"][0]
         loads = [one for one in self.decisions.get(main, []) if "kept" in one.outcome]
         made = [one for one in loads if set(one.outcome["kept"]) == set(record["pos"])]
@@ -74,6 +74,6 @@ def count_reviews(reviews: Reviews) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def dir_name(main: str, event: Mapping[str, Any]) -> str:
-    """The directory as a reviewer finds it, "root/18_id"; "*" stands for what the history does not say."""
+    """The name of a directory for a reviewer, "root/18_id"; "*" if the history does not have its number."""
     root = re.split(r"[/\\]", str(event.get("root") or "").rstrip("/\\"))[-1]
     return "/".join(filter(None, (root, str(event.get("dir") or f"*_{main}"))))

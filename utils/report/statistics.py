@@ -21,14 +21,14 @@ class Estimate(TypedDict):
     value: float | None
     low: float | None
     high: float | None
-    n: int  # groups in it
+    n: int  # number of groups
 
 
 def ratios(above: np.ndarray, below: np.ndarray) -> list[Estimate]:
     """sum(above) / sum(below) per column, both (G, K), with percentile bootstrap intervals (Efron 1979).
 
     Groups are resampled, not items: items of one group share its main image and are not independent. Every column of
-    `below` has a group that is not 0.
+    `below` must have a nonzero group.
     """
     n_groups, n_columns = below.shape
     if not n_groups:
@@ -47,7 +47,7 @@ def ratios(above: np.ndarray, below: np.ndarray) -> list[Estimate]:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of one value per group. For differences between two models the interval is the paired one."""
+    """The mean of one value per group. For differences between two models, the interval is a paired one."""
     column = np.array(values, dtype=np.float64)[:, None]
     return ratios(column, np.ones_like(column))[0]
 
@@ -63,7 +63,7 @@ def by_rank(groups: Sequence[Judged]) -> tuple[list[Estimate], list[Estimate]]:
 
 
 def average_precision(group: Judged) -> float:
-    """Of the ranking by similarity, with at least one kept item."""
+    """Average precision of the ranking by similarity. The group must have a kept item."""
     hits = np.flatnonzero([item.is_kept for item in group.items])
     return float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
 
@@ -80,7 +80,7 @@ def auc(kept: np.ndarray, deleted: np.ndarray) -> float:
 
 
 def similarities(groups: Iterable[Judged], is_kept: bool) -> np.ndarray:
-    """Of the kept or of the deleted items."""
+    """The similarities of the kept or of the deleted items."""
     return np.array([item.similarity for group in groups for item in group.items if item.is_kept == is_kept])
 
 
@@ -89,8 +89,7 @@ def is_two_sided(group: Judged) -> bool:
 
 
 def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> dict[str, float] | None:
-    """The similarity that separates kept (n,) and deleted (m,) items best: the mean of the two shares is largest.
-
+    """The similarity that separates kept (n,) and deleted (m,) items best: it maximizes the mean of the two shares.
     None if either is empty.
     """
     if not (len(kept) and len(deleted)):

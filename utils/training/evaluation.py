@@ -1,4 +1,4 @@
-"""Does a projection help on groups that it has not seen? Cross-validation, which also chooses the recipe."""
+"""Cross-validation: whether a projection helps on groups that it has not seen, and which recipe is best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.training.projection import RECIPES, Group, Recipe, learn, project
 N_FOLDS = 5
 NEAR_DUPLICATE = 0.98  # cosine; an image this similar to a held-out one is held out, too
 N_RESAMPLES, PERCENTILES = 2_000, (2.5, 97.5)
-MIN_GROUPS = 20  # two-sided groups; fewer say nothing about others
+MIN_GROUPS = 20  # two-sided groups; fewer prove nothing about other groups
 MIN_GAIN = 0.02
 NEEDED = (
     f"no gain: at least {MIN_GAIN} with an interval above 0 is needed. More directories help, informative ones most"
@@ -27,7 +27,7 @@ class Gain(NamedTuple):
     after: float
     low: float
     high: float
-    n_groups: int  # with an order to judge
+    n_groups: int  # two-sided groups
 
     @property
     def value(self) -> float:
@@ -47,19 +47,19 @@ class Gain(NamedTuple):
 def train(
     vectors: np.ndarray, groups: list[Group], basis: np.ndarray, seed: int, _progress: Progress
 ) -> tuple[Gain, Recipe, np.ndarray]:
-    """cross_validate, and the (D, D) projection of all groups by the recipe, as a task for a child process."""
+    """Cross-validate, and learn the (D, D) projection from all groups with the best recipe. For a child process."""
     gain, recipe = cross_validate(vectors, groups, basis, seed)
     return gain, recipe, learn(vectors, groups, basis, recipe, seed)
 
 
 def cross_validate(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarray, seed: int) -> tuple[Gain, Recipe]:
-    """The gain of learning from `groups`, and the recipe to learn with from all of them.
+    """(the gain of learning from `groups`, the recipe for learning from all of them).
 
-    vectors: (M, D) of unit length, indexed by the groups. A fold's recipe is chosen by the groups of the other folds.
-    20 projections, and O(M^2 D) for near duplicates.
+    vectors: (M, D) of unit length, indexed by the groups. The groups of the other folds choose the recipe of a fold.
+    Learns 20 projections; finding near duplicates takes O(M^2 D).
     """
     twins = _near_duplicates(vectors)
-    scores: list[np.ndarray] = []  # per fold: (1 + recipes, its two-sided groups), the embeddings as they are first
+    scores: list[np.ndarray] = []  # per fold: (1 + recipes, its two-sided groups); row 0: no projection
     for held_out, training in _folds(groups, twins, seed):
         learned = (learn(vectors, training[recipe.all_pairs], basis, recipe, seed) for recipe in RECIPES)
         spaces = [vectors, *(project(vectors, matrix) for matrix in learned)]
@@ -74,14 +74,14 @@ def cross_validate(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarr
 
 
 def _choose(scores: np.ndarray) -> int:
-    """Row of the (1 + recipes, G) scores: the first recipe, unless another is ahead by a standard error."""
+    """Choose a row of the (1 + recipes, G) scores: the first recipe, unless another row is a standard error better."""
     ahead = scores - scores[1]
     is_ahead = ahead.mean(1) > ahead.std(1) / np.sqrt(ahead.shape[1])
     return int(np.where(is_ahead, ahead.mean(1), 0).argmax()) if is_ahead.any() else 1
 
 
 def refuse_groups(groups: Sequence[Group]) -> str:
-    """Why these groups cannot be learned from; "" if they can."""
+    """The reason why these groups are not enough to learn from; "" if they are."""
     n = sum(map(is_two_sided, groups))
     if n >= MIN_GROUPS:
         return ""
@@ -99,17 +99,17 @@ def is_two_sided(group: Group) -> bool:
 
 
 def precision(vectors: np.ndarray, group: Group) -> float:
-    """With each kept image as the query: average precision of the others, kept against deleted; the mean."""
+    """Average precision of the other kept images against the deleted ones, averaged over each kept image as query."""
     kept, deleted = group
     similarity = vectors[kept] @ vectors[kept + deleted].T
-    np.fill_diagonal(similarity, -np.inf)  # the query itself: last
+    np.fill_diagonal(similarity, -np.inf)  # the query itself comes last
     hits = (np.argsort(-similarity, axis=1, kind="stable") < len(kept))[:, :-1]
     ranks = np.arange(1, hits.shape[1] + 1)
     return float(((hits.cumsum(1) / ranks * hits).sum(1) / (len(kept) - 1)).mean())
 
 
 def _near_duplicates(vectors: np.ndarray) -> list[list[int]]:
-    """For each row the rows above NEAR_DUPLICATE, itself included. O(M^2 D)."""
+    """For each row, the rows with a cosine above NEAR_DUPLICATE, itself included. O(M^2 D)."""
     tiles = (vectors[start : start + 1_000] @ vectors.T > NEAR_DUPLICATE for start in range(0, len(vectors), 1_000))
     return [np.flatnonzero(row).tolist() for tile in tiles for row in tile]
 
@@ -117,9 +117,9 @@ def _near_duplicates(vectors: np.ndarray) -> list[list[int]]:
 def _folds(
     groups: Sequence[Group], twins: Sequence[Sequence[int]], seed: int
 ) -> Iterator[tuple[list[Group], dict[bool, list[Group]]]]:
-    """(groups to judge, groups to learn from), N_FOLDS times. No image is in both, and no near duplicate of one.
+    """Yield (groups to judge, groups to learn from) N_FOLDS times. No image or near duplicate of one is in both.
 
-    To learn from, by Recipe.all_pairs: without the main image, other kept and deleted images are still pairs.
+    The groups to learn from depend on Recipe.all_pairs: if True, a group without its main image still has pairs.
     """
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()
     for fold in range(N_FOLDS):

@@ -18,18 +18,18 @@ from utils.store.collection import DERIVED
 
 Group = tuple[list[int], list[int]]  # rows: kept images, the main image first; deleted images
 
-N_DIMS = 128  # the projection is learned on that many leading directions of the collection
-REST = 0.5  # weight of all other directions, mostly noise: removing them costs more on unseen images than halving them
+N_DIMS = 128  # the projection is learned on this many leading directions of the collection
+REST = 0.5  # weight of all other directions, mostly noise; on unseen images, removing them is worse than halving them
 N_STEPS, BATCH_GROUPS, LEARNING_RATE, BETAS = 120, 32, 6e-3, (0.9, 0.999)  # of Adam
 MARGIN = 0.45  # cosine; a kept and a deleted image below it are far enough apart
 CHUNK = 50_000  # vectors projected at a time
 
 
 class Recipe(NamedTuple):
-    """How to learn; cross-validation chooses one."""
+    """Settings of learning. Cross-validation chooses a recipe."""
 
-    all_pairs: bool  # each kept image is an anchor; else the main image alone: similar need not be transitive
-    prior: float  # pull towards the identity, shared by all groups: few groups move the projection little
+    all_pairs: bool  # each kept image is an anchor; else only the main image, as similarity may not be transitive
+    prior: float  # pull toward the identity, divided among all groups: few groups change the projection little
 
 
 RECIPES = (Recipe(True, 0.15), Recipe(True, 0.05), Recipe(True, 0.5), Recipe(False, 0.15))
@@ -45,8 +45,8 @@ def leading(vectors: np.ndarray) -> np.ndarray:
 def learn(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
     """(D, D) float32 projection that pulls kept images together and pushes deleted ones below MARGIN.
 
-    vectors: (M, D) of unit length, indexed by the groups; basis: from `leading`. The identity if no group holds a pair.
-    A tenth of a second for 128 dimensions and groups of 21.
+    vectors: (M, D) of unit length, indexed by the groups; basis: from leading(). Returns the identity if no group has a
+    pair. Takes a tenth of a second for 128 dimensions and groups of 21.
     Source: the contrastive loss of Hadsell, Chopra & LeCun, CVPR 2006, on cosines; Kingma & Ba, arXiv 1412.6980.
     """
     groups = [group for group in groups if group[0] and len(group[0]) + len(group[1]) > 1]
@@ -76,7 +76,7 @@ def _gradient(projection: np.ndarray, images: np.ndarray, similar: np.ndarray, d
     images: (B, K, D); the pairs: (B, K, K), 1 or 0.
     """
     flat = images.reshape(-1, len(projection))
-    projected = (flat @ projection.T).reshape(images.shape)  # one product is quicker than one for each group
+    projected = (flat @ projection.T).reshape(images.shape)  # one product is faster than one per group
     lengths = np.maximum(np.linalg.norm(projected, axis=2, keepdims=True), 1e-12)
     projected /= lengths
     is_close = projected @ projected.transpose(0, 2, 1) > MARGIN
@@ -100,7 +100,7 @@ def _as_arrays(groups: Sequence[Group], recipe: Recipe) -> tuple[np.ndarray, ...
 
 
 def _expand(projection: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """The projection of the leading directions as one of all D."""
+    """Expand a projection of the leading directions to all D dimensions."""
     dimension, n = basis.shape
     if n == dimension:  # the basis is the identity
         return projection
@@ -109,7 +109,7 @@ def _expand(projection: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def project(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(N, D) float32 unit vectors."""
+    """Project vectors (N, D); returns (N, D) float32 of unit length."""
     result = np.empty((len(vectors), len(matrix)), np.float32)
     for start in range(0, len(vectors), CHUNK):
         result[start : start + CHUNK] = normalize(vectors[start : start + CHUNK] @ matrix.T)
@@ -118,16 +118,16 @@ def project(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 # --- the file ---------------------------------------------------------------------------------------------------------
 class Projection(NamedTuple):
-    """A learned projection: new vectors are vectors @ matrix.T, brought to unit length."""
+    """A learned projection: new vectors are vectors @ matrix.T, scaled to unit length."""
 
     matrix: np.ndarray  # (D, D) float32
-    model: dict[str, Any]  # of the vectors, as their collection stores it
+    model: dict[str, Any]  # model facts of the vectors, from their collection
     trained_on: list[str]  # main ids of the groups
     figures: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the matrix, which the collection made with it stores."""
+        """SHA-256 of the matrix, stored with the collection that it made."""
         return hashlib.sha256(self.matrix.tobytes()).hexdigest()
 
 
@@ -139,7 +139,7 @@ def write_projection(path: Path, projection: Projection) -> None:
 
 
 def read_projection(path: Path) -> Projection:
-    """Raises UserError if there is none, or it is damaged."""
+    """Read a projection. Raises UserError if it is missing or damaged."""
     try:
         with np.load(path) as arrays:
             texts = (json.loads(str(arrays[name])) for name in ("model", "trained_on", "figures"))
@@ -147,20 +147,20 @@ def read_projection(path: Path) -> Projection:
     except FileNotFoundError:
         raise UserError(f"no projection in {path}; run python ann_train.py, or set ANN_PROJECTION_PATH") from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"projection {path} is damaged ({error}); run python ann_train.py to make it anew") from None
+        raise UserError(f"projection {path} is damaged ({error}); run python ann_train.py to make a new one") from None
 
 
 def projection_of(facts: dict[str, Any], path: Path) -> Projection | None:
     """The projection that made the collection with these facts; None for a collection of embed.py.
 
-    Raises UserError if `path` holds another one.
+    Raises UserError if `path` has another projection.
     """
     if DERIVED not in facts:
         return None
     projection = read_projection(path)
     if projection.digest != facts[DERIVED]:
         raise UserError(
-            f"projection {path} is not the one of this collection; run python ann_train.py --apply, or set "
+            f"projection {path} did not make this collection; run python ann_train.py --apply, or set "
             "ANN_PROJECTION_PATH"
         )
     return projection
