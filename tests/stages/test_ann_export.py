@@ -335,7 +335,7 @@ def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path):
         (["--ann-export-format", "coco"], "known are pairs, triplets"),
         (["--ann-export-value", "bytes"], "known are path, url, id"),
         (["--ann-export-split", '{"train": 0.5}'], "sum up to 0.5"),
-        (["--ann-export-split", '{"../x": 1}'], "no name for a split"),
+        (["--ann-export-split", '{"../x": 1}'], "not a name for a split"),
         (["--ann-export-split", '{"train": 0.5, "Train": 0.5}'], "differ in case"),
         (["--ann-export-split", '{"train": "all"}'], "number from 0 to 1"),
         (["--annotated-data-path", "none.json"], "run python ann_dirload.py first"),
