@@ -91,7 +91,7 @@ def test_killed_in_the_middle_of_embed_it_is_waited_for(chroma, tmp_path, photos
         run = start("embed.py", *flags, "--chroma-server-url", chroma.url, cwd=tmp_path)
         assert run.stderr and run.stdout
         for line in run.stderr:
-            if "is away" in line:
+            if "is unavailable" in line:
                 chroma.start()
         assert run.wait() == 0
         assert f"{len(items)} items = {len(items)} stored + 0 already there" in run.stdout.read()
@@ -233,7 +233,7 @@ def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missi
     images = collection.open_collection(place(chroma), "images")
     images.delete(ids=[ids[5], *ids[-n_missing:]])
     again = Store(tmp_path / "mine", "images", place(chroma))
-    line = "has lost the newest 100 of 300 records, as if an older backup had been put back; they are written again"
+    line = "has lost the newest 100 of 300 records, as if an older backup had been restored; they are written again"
     assert (line in caplog.text) == is_loss
     assert len(again.journal.gone) == (1 if is_loss else n_missing + 1)
     assert again.count == 300 - len(again.journal.gone)
@@ -246,7 +246,7 @@ def test_what_stays_away_is_given_up_in_one_line(chroma, monkeypatch):
     monkeypatch.setattr(server, "WAIT_S", 1)
     client = collection.open_client(place(chroma))
     chroma.kill()
-    with pytest.raises(UserError, match="stayed away for 1 s"):
+    with pytest.raises(UserError, match="was unavailable for 1 s"):
         client.heartbeat()
 
 
@@ -273,7 +273,7 @@ def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkey
             server.choose("", proxy.url, "TEST_HEADERS")
         for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}'):
             monkeypatch.setenv("TEST_HEADERS", bad)
-            with pytest.raises(UserError, match="TEST_HEADERS must hold a JSON object") as caught:
+            with pytest.raises(UserError, match="TEST_HEADERS must be a JSON object") as caught:
                 server.choose("", proxy.url, "TEST_HEADERS")
             assert SECRET not in str(caught.value)
         monkeypatch.setenv("TEST_HEADERS", json.dumps({"X-Token": SECRET}))

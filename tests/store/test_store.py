@@ -199,7 +199,7 @@ def test_a_collection_that_names_no_model_or_has_other_ids_is_refused(tmp_path: 
     for name, id_ in (("nameless", str(uuid.uuid4())), ("foreign", "x1")):
         collection = collections.create(tmp_path, name, {})
         collection.add(ids=[id_], embeddings=np.ones((1, D), np.float32), metadatas=[{"url": "u"}])
-    with pytest.raises(UserError, match="does not say which model made it"):
+    with pytest.raises(UserError, match="does not name the model that made it"):
         Store(tmp_path, "nameless")
     with pytest.raises(UserError, match="ids that are not uuids"):
         Store(tmp_path, "foreign")
@@ -294,7 +294,7 @@ def test_files_of_chroma_that_outgrow_the_records_are_made_anew(path: Path, capl
     add(store, N)
     store.finish()
     store.close()
-    assert sum("made anew" in message for message in caplog.messages) == 1
+    assert sum("rebuilt" in message for message in caplog.messages) == 1
     assert sum(file.stat().st_size for file in path.rglob("*") if "journal" not in str(file)) < 3_000_000
     check(Store(path, "images"), *range(N + 1))
 
@@ -313,7 +313,7 @@ def test_a_first_write_of_the_index_that_fails_is_tried_on_a_new_collection(tmp_
     store.remember_model(MODEL)
     add(store, *range(10))
     store.finish()
-    assert any("its files grew" in message and "made anew" in message for message in caplog.messages)
+    assert any("its files grew" in message and "rebuilt" in message for message in caplog.messages)
     store.close()
     check(Store(tmp_path / "chroma", "images"), *range(10))
 

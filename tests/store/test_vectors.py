@@ -312,7 +312,7 @@ def test_a_journal_of_the_version_before_is_taken_over_once(path: Path, caplog):
     check_migrated(path)
     assert (path.with_suffix("") / "vectors.bin.bak").read_bytes().startswith(OLD.read_bytes())
     damage, line = caplog.messages
-    assert "24 bytes are damaged, or of an unfinished write" in damage
+    assert "24 bytes are damaged or from an unfinished write" in damage
     assert line.endswith("vectors.bin.bak is no longer used and can be deleted")
     migrate(path)
     assert len(caplog.messages) == 2
@@ -345,7 +345,7 @@ def test_a_takeover_that_is_killed_begins_again(path: Path):
 def test_a_takeover_needs_room(path: Path, monkeypatch):
     old = put_old(path, OLD.read_bytes())
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
-    with pytest.raises(UserError, match=r"of disk, and 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"of disk, but only 0\.0 GB are free"):
         migrate(path)
     assert old.exists() and not path.exists()
 

@@ -1,4 +1,4 @@
-"""A Chroma collection, opened and read: cosine space, uuid ids, metadata with a url."""
+"""Open and read a Chroma collection: cosine space, uuid ids, metadata with a url."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ from utils.store.server import Place, Server, connect
 if TYPE_CHECKING:
     import chromadb
 
-WAIT_S = 60  # for embed.py to end
-# A server killed during a flush tears the index, so it flushes rarely; at its start it replays the log.
+WAIT_S = 60  # seconds to wait for embed.py to end
+# A server that is killed during a flush leaves a torn index, so it flushes rarely. At its start it replays the log.
 SERVER_SYNC_THRESHOLD = 50_000
-IDS_PAGE = 250_000  # 10 MB of a server's answer
-PART, WHOLE, OLD = ".part", ".whole", ".old"  # suffixes of a derived collection before it has its name, and after
+IDS_PAGE = 250_000  # ids per request; a server's answer then has 10 MB
+PART, WHOLE, OLD = ".part", ".whole", ".old"  # name suffixes of a derived collection: unfinished, complete, replaced
 DERIVED = "projection"  # key in the metadata of a collection that ann_train.py derived from another
-PAGE = 5_000  # records a call: Chroma's SQL fails above 32,766 variables, and a page bounds memory
+PAGE = 5_000  # records per call: Chroma's SQL fails above 32,766 variables, and a page limits memory
 
 
 class MissingError(UserError):
-    """There is no collection of that name."""
+    """There is no collection with this name."""
 
 
 class UnreadableError(UserError):
-    """The collection exists, and its files are torn."""
+    """The collection exists, but its files are torn."""
 
 
 def open_client(place: Place) -> chromadb.ClientAPI:
-    """A server's client, or embedded Chroma in a folder, made if missing. No other process may write there."""
+    """A client of a server, or of embedded Chroma in a folder, which is created if missing. No other process may write
+    to the folder."""
     if isinstance(place, Server):
         return connect(place)
     import chromadb
     from chromadb.config import Settings
 
-    # Resolved, because "p" and "p/" would be two engines in one process. Settings would read a .env file.
+    # The path is resolved, because "p" and "p/" would be two engines in one process. By default, Settings reads .env.
     settings = Settings(_env_file=None, anonymized_telemetry=False)  # type: ignore[call-arg]
     return chromadb.PersistentClient(path=str(place.resolve()), settings=settings)
 
 
 def open_collection(place: Place, name: str) -> chromadb.Collection:
-    """The collection `name` in a place, to read. Raises UserError if missing, empty or not of cosine space."""
+    """Open the collection `name` to read it. Raises UserError if it is missing, empty or not of cosine space."""
     _check_path(place)
     return _find(open_client(place), place, name)
 
 
 @contextlib.contextmanager
 def reading(place: Place, name: str) -> Iterator[chromadb.Collection]:
-    """open_collection for a block, in which no embed.py writes to the folder; a server locks by itself.
+    """Like open_collection(), for a block in which embed.py cannot write to the folder; a server does its own locking.
 
-    The end of the block frees the index: 2.5 KB of memory a record at 512 dimensions.
+    The end of the block frees the index, which takes 2.5 KB of memory per record at 512 dimensions.
     """
     _check_path(place)
     with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Colle
 
 
 def _get(client: chromadb.ClientAPI, name: str) -> chromadb.Collection:
-    """The collection `name`; its whole successor takes the name if a kill came between two renames."""
+    """Get the collection `name`. If a kill between the two renames of promote() left none, finish the renames."""
     from chromadb.errors import NotFoundError
 
     try:
@@ -101,7 +102,7 @@ def _get(client: chromadb.ClientAPI, name: str) -> chromadb.Collection:
 
 
 def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
-    """The collection `name` to write, made with `model` as its metadata if missing. Raises UserError for a bad name."""
+    """Open the collection `name` to write to it; create it with the metadata `model` if missing. Raises UserError."""
     from chromadb.errors import InvalidArgumentError
 
     hnsw: Any = {"space": "cosine"}
@@ -125,18 +126,18 @@ def _check_space(collection: chromadb.Collection) -> None:
 
 
 def lock_path(path: Path) -> Path:
-    """The lock file beside the store in folder `path`: embed.py holds it, readers wait for it."""
+    """The lock file of the store in the folder `path`. embed.py holds it, and readers wait for it."""
     path = path.absolute()
     return path.with_name(f".{path.name}.lock")
 
 
 def seen_path(path: Path, name: str) -> Path:
-    """The file that says in which state of its files the collection was in step with the journal."""
+    """The file with the fingerprint that the collection's files had when they last agreed with the journal."""
     return path / "journal" / f"{name}.seen"
 
 
 def read_ids(collection: chromadb.Collection, where: dict[str, Any] | None = None) -> list[str]:
-    """All ids (whose metadata match `where`), sorted. Raises ValueError if Chroma does not understand `where`."""
+    """All ids, sorted, or the ids of records whose metadata match `where`. Raises ValueError for an invalid `where`."""
     from chromadb.errors import InvalidArgumentError
 
     try:
@@ -151,7 +152,7 @@ def read_ids(collection: chromadb.Collection, where: dict[str, Any] | None = Non
 
 
 def read_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> np.ndarray:
-    """Embeddings of `ids`, (N, D) float32, in the order of `ids`. Raises KeyError for an id that is not there."""
+    """Embeddings (N, D) float32 of `ids`, in their order. Raises KeyError for a missing id."""
     result = np.empty((0, 0), np.float32)
     start = 0
     for vectors in _read_pages(collection, ids):
@@ -163,9 +164,10 @@ def read_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> np.ndar
 
 
 def spool_vectors(collection: chromadb.Collection, ids: Sequence[str]) -> Callable[[], np.ndarray]:
-    """read_vectors through a temporary file; the returned function loads it, once.
+    """Like read_vectors(), but into a temporary file. Returns a function that loads the file once.
 
-    Call that after the collection is closed: index and vectors of a million records at 512 dimensions take 5 GB.
+    Call this function after the collection is closed: index and vectors of a million records at 512 dimensions together
+    take 5 GB.
     """
     file = tempfile.TemporaryFile()
     for vectors in _read_pages(collection, ids):
@@ -187,13 +189,13 @@ def _read_pages(collection: chromadb.Collection, ids: Sequence[str]) -> Iterator
 
 
 def read_metadata(collection: chromadb.Collection, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Metadata of `ids`, in the order of `ids`. Raises KeyError for an id that is not there."""
+    """Metadata of `ids`, in their order. Raises KeyError for a missing id."""
     found = _metadata_of(collection, ids)
     return [found[id_] for id_ in ids]
 
 
 def read_urls(collection: chromadb.Collection, ids: Sequence[str]) -> list[str]:
-    """The urls of `ids`, in the order of `ids`; "" for a record without one, or a missing id."""
+    """The urls of `ids`, in their order; "" for a record without url and for a missing id."""
     with _readable(None, collection.name):
         found = _metadata_of(collection, ids)
     return [url if isinstance(url := found.get(id_, {}).get("url"), str) else "" for id_ in ids]
@@ -209,7 +211,7 @@ def _metadata_of(collection: chromadb.Collection, ids: Sequence[str]) -> dict[st
 
 @contextlib.contextmanager
 def _readable(place: Place | None, name: str) -> Iterator[None]:
-    """Turn what a torn index raises, panics of Chroma's Rust side included, into one line, and let embed.py look."""
+    """Turn errors of a torn index, even panics of Chroma's Rust code, into one line; embed.py then checks the index."""
     try:
         yield
     except BaseException as error:
@@ -219,8 +221,8 @@ def _readable(place: Place | None, name: str) -> Iterator[None]:
             seen_path(place, name).unlink(missing_ok=True)
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UnreadableError(
-            f"collection {name} cannot be read ({reason}); python embed.py repairs it, python ann_train.py --apply a "
-            "trained one"
+            f"collection {name} cannot be read ({reason}); python embed.py repairs it, and python ann_train.py --apply "
+            "repairs a trained collection"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""The Chroma collection as an index of the journal: the tasks of embed.py on it, each run in a child process.
+"""The Chroma collection as an index of the journal: embed.py's tasks on the collection, each in a child process.
 
-A kill during Chroma's flush tears its files, and a torn store can take down the process that opens it: a child here.
-Chroma's upsert also holds the GIL, which would stall the process that feeds the model. `call(task, place, name, ...)`
-runs one of the tasks below; each takes, last, a function that receives the number of records done.
+A kill during Chroma's flush tears its files, and a torn store can crash the process that opens it. Chroma's upsert also
+holds the GIL, which would stall the process that feeds the model. `call(task, place, name, ...)` runs one of the tasks
+below. The last argument of each task is a function that receives the number of records done.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from utils.store.vectors import READ, DamagedError, building, read_records
 if TYPE_CHECKING:
     import chromadb
 
-SAMPLE = 1_000  # vectors read all over the index to see whether it is whole, and as many of the last
-USUAL_SYNC_THRESHOLD = 1_000  # Chroma's default, left in the collection for whoever adds to it by other means
-GROWTH, GROWTH_BYTES = 4, 100_000_000  # Chroma's files may be this many times too large, and this large in any case
-RECORD_BYTES = 3_000  # of a record in a journal, roughly
-_ahead: list[Child] = []  # started by prepare()
+SAMPLE = 1_000  # vectors read to check an index: this many from all over it, and as many of the last
+USUAL_SYNC_THRESHOLD = 1_000  # Chroma's default, restored for other programs that add to the collection
+GROWTH, GROWTH_BYTES = 4, 100_000_000  # Chroma's files may have this many times their normal size, or this many bytes
+RECORD_BYTES = 3_000  # approximate size of a record in a journal
+_ahead: list[Child] = []  # processes that prepare() started
 
 
 class TornError(UserError):
-    """The store cannot be opened, read or written: its files are torn, or the process that tried died."""
+    """The store cannot be opened, read or written: its files are torn, or the child process died."""
 
 
 class Health(NamedTuple):
-    """A readable collection: its metadata (None: it is missing), ids (n,) V16, sorted; whether a sample was sound."""
+    """A readable collection: metadata (None: it is missing), sorted ids (n,) V16, whether a sample was undamaged."""
 
     model: dict[str, Any] | None = None
     ids: np.ndarray = np.empty(0, "V16")
@@ -51,7 +51,7 @@ class Health(NamedTuple):
 
 
 def prepare() -> None:
-    """Start the process of the next call(): importing Chroma takes it a second. forget() ends it if there was none."""
+    """Start the process of the next call() ahead, as importing Chroma takes a second. forget() ends an unused one."""
     _ahead.append(Child("chromadb"))
 
 
@@ -67,9 +67,9 @@ def call(
     progress: Progress = lambda n: None,
     watch: Callable[[], None] = lambda: None,
 ) -> Any:
-    """`task(place, *args, progress)` in a child process that is alone with the store, and that `watch` can stop.
+    """Run `task(place, *args, progress)` in a child process that has the store to itself; `watch` can stop it.
 
-    Raises UserError and DamagedError as the task does, and TornError for everything else that goes wrong in it.
+    Raises the task's UserError or DamagedError, and TornError for any other failure.
     """
     child = _ahead.pop() if _ahead else None
     child = child if child and child.is_alive() else Child()
@@ -89,7 +89,7 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
             return task(place, *args)
     except (UserError, DamagedError):
         raise
-    except BaseException as error:  # Chroma's PanicException is no Exception
+    except BaseException as error:  # Chroma's PanicException is not an Exception
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise TornError(first_line) from None
 
@@ -98,7 +98,7 @@ def _guarded(task: Callable[..., Any], place: Place, *args: Any) -> Any:
 
 
 def inspect(place: Place, name: str, _progress: Progress) -> Health:
-    """Finish what a killed run left in Chroma's log, and read vectors all over the index."""
+    """Check a collection: apply what a killed run left in Chroma's log, and read vectors from all over the index."""
     from chromadb.errors import ChromaError, NotFoundError
 
     try:
@@ -118,7 +118,7 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
         except (ValueError, KeyError, ChromaError):
             is_sound = False
     else:
-        # Set before the index is loaded: count() then replays what the log holds, and flushes it once.
+        # Set before the index is loaded, so that count() replays the log and flushes it once.
         _sync_every(place, collection, 2)
         count = collection.count()
         ids = collection.get(include=[])["ids"]
@@ -139,21 +139,22 @@ def _get(place: Place, name: str) -> chromadb.Collection:
 
 
 def _check_sample(collection: chromadb.Collection, ids: list[str], n: int) -> None:
-    """Raise an error unless `n` vectors all over the collection, and the last `n`, can be read and are of length 1."""
-    # A file that was cut short misses the latest records; embedded Chroma lists ids in the order of insertion.
+    """Raises an error unless `n` vectors from all over the collection and the last `n` are readable, with length 1."""
+    # A truncated file lacks the latest records; embedded Chroma lists ids in the order of insertion.
     sample = [*ids[: -n : max(1, len(ids) // n)], *ids[-n:]]
     if sample:
         found = collections.read_vectors(collection, sample)
         lengths, is_ours = np.linalg.norm(found, axis=1), "dimension" in (collection.metadata or {})
         if not (lengths > 0).all() or (is_ours and not np.allclose(lengths, 1, atol=1e-3)):  # also if NaN
-            raise ValueError("vectors that are not of length 1")
+            raise ValueError("some vectors do not have length 1")
         collection.query(query_embeddings=found[:1], n_results=min(len(ids), 10), include=["distances"])
 
 
 def compare(place: Place, name: str, journal: Path, rows: np.ndarray, progress: Progress) -> tuple[int, np.ndarray]:
-    """Compare the vectors of `rows` (n,) ROW with the collection's: how many, and the rows that differ or are missing.
+    """Compare the vectors of `rows` (n,) ROW with the collection.
 
-    Chroma normalizes each vector once more, which moves last bits: 1e-6 in each number counts as equal.
+    Returns the number of vectors found there, and the rows that differ or are missing. Chroma normalizes each vector
+    again, which changes the last bits, so differences up to 1e-6 per number count as equal.
     """
     collection = _get(place, name)
     compared, same = 0, [np.empty(0, bool)]
@@ -169,17 +170,17 @@ def compare(place: Place, name: str, journal: Path, rows: np.ndarray, progress: 
 
 
 def _find(collection: chromadb.Collection, ids: list[str]) -> dict[str, np.ndarray]:
-    """id -> vector of the readable ones among `ids`."""
+    """id -> vector, for each of `ids` that can be read."""
     try:
         got = collection.get(ids=ids, include=["embeddings"])
-    except Exception:  # one lost record fails the whole page
+    except Exception:  # one lost record makes the whole page fail
         half = len(ids) // 2
         return _find(collection, ids[:half]) | _find(collection, ids[half:]) if half else {}
     return dict(zip(got["ids"], np.asarray(got["embeddings"], np.float32)))
 
 
 def take_over(place: Place, name: str, journal: Path, progress: Progress) -> None:
-    """Make the journal of a collection that has none. Killed on the way, there is none."""
+    """Make the journal of a collection that has none. If the process is killed, there is still none."""
     collection = _get(place, name)
     texts = collections.read_ids(collection)
     with building(journal, RECORD_BYTES * len(texts)) as new:
@@ -203,12 +204,12 @@ def apply(
     model: dict[str, Any],
     progress: Progress,
 ) -> int:
-    """Bring rows of a journal into the collection, `new` (n,) ROW whole, of `changed` (m,) ROW the metadata.
+    """Write rows of a journal to the collection: the records `new` (n,) ROW, and the metadata of `changed` (m,) ROW.
 
-    The collection is made if missing, and flushed once; returns the number of records in it.
+    The collection is created if missing, and flushed once. Returns the number of records in it.
     """
     collection = collections.create(place, name, model)
-    # Set before the index is loaded: the flush then comes with the last record, not in between.
+    # Set before the index is loaded, so that Chroma flushes with the last record and not before.
     _sync_every(place, collection, len(new) + len(changed))
     for ids, metadata, vectors in _requests(place, journal, new):
         collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
@@ -224,7 +225,7 @@ def apply(
 def _requests(
     place: Place, journal: Path, rows: np.ndarray
 ) -> Iterator[tuple[list[str], list[dict[str, Any]], np.ndarray]]:
-    """ids, metadata and vectors of records in batches of a number and size that Chroma takes."""
+    """Yield ids, metadata and vectors of records, in batches that do not exceed Chroma's limits of number and size."""
     most = READ
     if isinstance(place, Server) and len(rows):
         most = min(READ, collections.open_client(place).get_max_batch_size())
@@ -235,7 +236,7 @@ def _requests(
 
 
 def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
-    """Set how many new records make embedded Chroma flush; a server has other users, and keeps its setting."""
+    """Make embedded Chroma flush after `n` new records. A server has other users, and keeps its setting."""
     if isinstance(place, Path):
         collection.modify(configuration={"hnsw": {"sync_threshold": max(2, n)}})
 
@@ -243,8 +244,8 @@ def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
 def _settle(place: Place, collection: chromadb.Collection) -> int:
     """End a write, and return the number of records in the collection.
 
-    fsync before records are marked as indexed, and files as seen: after a power cut, lost records would look
-    user-deleted, and torn files whole.
+    fsync comes before records are marked as indexed and files as seen. Otherwise, after a power cut, lost records would
+    look user-deleted, and torn files would look undamaged.
     """
     _sync_every(place, collection, USUAL_SYNC_THRESHOLD)
     count = collection.count()
@@ -256,7 +257,7 @@ def _settle(place: Place, collection: chromadb.Collection) -> int:
 
 
 def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
-    """Delete the records `ids` (n,) V16, those that are there; returns the number of records left."""
+    """Delete the records `ids` (n,) V16; missing ids are ignored. Returns the number of records left."""
     collection = _get(place, name)
     _sync_every(place, collection, len(ids))
     for start in range(0, len(ids), READ):
@@ -267,7 +268,7 @@ def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
 
 
 def drop(place: Place, name: str, _progress: Progress) -> None:
-    """Delete the whole collection, torn or not, if it is there; and folders of indexes that Chroma left behind."""
+    """Delete the collection, torn or not, if it exists, and the index folders that Chroma left behind."""
     from chromadb.errors import NotFoundError
 
     with contextlib.suppress(NotFoundError):
@@ -287,9 +288,9 @@ def derive(
     metadata: dict[str, Any],
     progress: Progress,
 ) -> int:
-    """Make the collection `name` + WHOLE of the records of `source`, their vectors transformed; returns their number.
+    """Make the collection `name` + WHOLE from the records of `source` with transformed vectors; returns their number.
 
-    `promote` gives it its name. Until then a collection `name` stays as it is.
+    promote() gives it its name. Until then, an existing collection `name` does not change.
     """
     for suffix in (collections.PART, collections.WHOLE, collections.OLD):
         drop(place, name + suffix, progress)
@@ -309,7 +310,7 @@ def derive(
 
 
 def promote(place: Place, name: str, progress: Progress) -> None:
-    """Put `name` + WHOLE in the place of the collection `name`. A kill between the two renames heals on reading."""
+    """Replace the collection `name` by `name` + WHOLE. After a kill between the two renames, readers finish them."""
     from chromadb.errors import NotFoundError
 
     whole = _get(place, name + collections.WHOLE)
@@ -323,15 +324,15 @@ def promote(place: Place, name: str, progress: Progress) -> None:
 
 
 def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callable[[], None]:
-    """A function that raises TornError once Chroma's files are much larger than `n_records` of the journal need.
+    """Return a function that raises TornError if Chroma's files are much larger than `n_records` of the journal need.
 
-    Chroma's graph of neighbors can grow without bound. A record needs about twice its bytes in the journal, and 1 KB.
+    Chroma's graph of neighbors can grow without bound. A record needs about twice its bytes in the journal, plus 1 KB.
     """
     if isinstance(place, Server):
         return lambda: None
     limit = max(GROWTH_BYTES, GROWTH * (2 * journal.stat().st_size + 1_000 * n_records))
     database = place / "chroma.sqlite3"
-    before = _disk_bytes(database)  # which may hold other collections, too
+    before = _disk_bytes(database)  # it may contain other collections
 
     def watch() -> None:
         files = (file for segment in _segments(place, name) for file in (place / segment).glob("*"))
@@ -343,9 +344,9 @@ def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callab
 
 
 def fingerprint(place: Path, name: str, n_records: int) -> bytes:
-    """Bytes that every write to the collection changes; b"" if it does not hold `n_records`, or its log is not applied.
+    """Bytes that every write to the collection changes; b"" if it does not have `n_records` or its log is not applied.
 
-    A look at this needs no Chroma, whose index takes 2.5 KB of memory a record at 512 dimensions.
+    This does not load Chroma, whose index takes 2.5 KB of memory per record at 512 dimensions.
     """
     query = """
         SELECT s.id, m.seq_id, (SELECT MAX(seq_id) FROM embeddings_queue WHERE topic LIKE '%' || c.id),
@@ -373,7 +374,7 @@ def _query_if_sound(place: Path, query: str, *values: str) -> list[tuple[Any, ..
 
 
 def _query(place: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
-    uri = f"{(place / 'chroma.sqlite3').absolute().as_uri()}?mode=rw"  # which makes no database
+    uri = f"{(place / 'chroma.sqlite3').absolute().as_uri()}?mode=rw"  # does not create a database
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
         return database.execute(query, values).fetchall()
 
@@ -388,15 +389,15 @@ def _disk_bytes(path: Path) -> int:
 
 
 def set_aside(place: Path) -> bool:
-    """Rename Chroma's database if SQLite's own check finds it damaged, so that Chroma makes a new one."""
+    """Rename Chroma's database if SQLite's own check finds damage: Chroma then makes a new one. Returns if it did."""
     try:
         if _query(place, "PRAGMA quick_check(1)") == [("ok",)]:
             return False
-    except sqlite3.OperationalError:  # full, locked, not ours to read: no sign of damage
+    except sqlite3.OperationalError:  # a full disk, a lock or missing permission is not damage
         return False
     except sqlite3.DatabaseError:
         pass
-    for file in place.glob("chroma.sqlite3*"):  # SQLite's files beside it, too
+    for file in place.glob("chroma.sqlite3*"):  # also SQLite's files beside it
         if not file.name.endswith(".torn"):
             file.replace(file.with_name(f"{file.name}.torn"))
     return True

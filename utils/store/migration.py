@@ -1,4 +1,4 @@
-"""Take over the journal of an earlier version, an append-only file of frames, as a SQLite file."""
+"""Convert the journal of an earlier version, an append-only file of frames, to a SQLite file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class _Frame(NamedTuple):
 
 
 def migrate(path: Path) -> None:
-    """Make the journal `path` from the file of the version before, if there is one, and rename that to .bak.
+    """Make the journal `path` from the file of the earlier version, if there is one, and rename that file to .bak.
 
-    Killed on the way, it begins again. Raises UserError for a full disk.
+    If it is killed, the next run starts it again. Raises UserError for a full disk.
     """
     old = path.with_suffix("") / "vectors.bin"
     if not old.exists():
@@ -61,7 +61,7 @@ def _copy(old: Path, new: Journal) -> None:
             new.append(frame.ids, frame.metadata, frame.vectors)
             n_indexed += len(frame.ids) * (frame.end <= indexed)
         elif frame.kind == _CHANGE:
-            known = np.isin(frame.ids, new.rows["id"])  # all but those of damaged frames
+            known = np.isin(frame.ids, new.rows["id"])  # ids of damaged frames are unknown
             new.change_metadata(frame.ids[known], [one for one, is_known in zip(frame.metadata, known) if is_known])
             if frame.end <= indexed:
                 new.note(changed=np.setdiff1d(new.changed, frame.ids))
@@ -71,11 +71,11 @@ def _copy(old: Path, new: Journal) -> None:
     new.note(indexed=n_indexed)  # records count from 1
     if n_bytes < old.stat().st_size:
         n_lost = old.stat().st_size - n_bytes
-        LOG.warning("journal %s: %d bytes are damaged, or of an unfinished write; their records are lost", old, n_lost)
+        LOG.warning("journal %s: %d bytes are damaged or from an unfinished write; their records are lost", old, n_lost)
 
 
 def _read(path: Path) -> Iterator[_Frame]:
-    """The intact frames. Bytes between them are damage; at the end, a write that was never acknowledged."""
+    """Yield the intact frames. Bytes between them are damage; at the end, they are a write never acknowledged."""
     with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
         start = 0
         while start >= 0:

@@ -6,15 +6,15 @@ from typing import Any
 
 
 def same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two identities name one model: compared by hashes if either has some, else by name and tag."""
+    """Whether two identities name the same model: compared by hashes if either has any, else by name and tag."""
     hashes = ("config_sha256", "weights_sha256")
     keys: tuple[str, ...]
     if any(key in identity for identity in (one, other) for key in hashes):
-        is_local = "config_sha256" in one  # a local-dir holds its own architecture; a checkpoint's is the model's name
+        is_local = "config_sha256" in one  # a local-dir's config has the architecture; for a checkpoint it is the name
         keys = hashes if is_local else (*hashes, "model_name")
     else:
         keys = ("model_name", "pretrained")
-        if "" in (one.get("pretrained"), other.get("pretrained")):  # timm's own weights, whichever these are
+        if "" in (one.get("pretrained"), other.get("pretrained")):  # timm's choice of weights
             keys = ("model_name",)
     return all(one.get(key) == other.get(key) for key in keys)
 

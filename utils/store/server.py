@@ -1,7 +1,7 @@
-"""A Chroma server as the store: its address, and a client with timeouts and retries, which Chroma's does not have.
+"""A Chroma server as the store: its address, and a client with timeouts and retries, which Chroma's client lacks.
 
-Chroma's own HTTP client is patched, and no retry stands around our calls: its constructor sends requests before a
-caller could set a timeout, further clients are made inside it, and dozens of calls in four rooms would need a wrapper.
+Chroma's own HTTP client is patched, instead of wrapping our calls: its constructor sends requests before a caller can
+set a timeout, it creates further clients, and dozens of calls in four rooms would need a wrapper.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from utils.log import LOG
 if TYPE_CHECKING:
     import chromadb
 
-WAIT_S = 120  # for a server that stops answering during a run: long enough for a restart
-TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5  # of one request
-MAX_REQUEST_BYTES = 36 * 2**20  # Chroma refuses 40 MiB
-NUMBER_BYTES = 24  # of a float as text, which is how a server without base64 gets it
-_AWAY = (429, 502, 503, 504)  # status codes of a busy or absent server, or of the proxy in front of it
+WAIT_S = 120  # time that a server may be unavailable during a run: long enough for a restart
+TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5  # for one request
+MAX_REQUEST_BYTES = 36 * 2**20  # Chroma rejects 40 MiB
+NUMBER_BYTES = 24  # of a float as text, the format for a server without base64
+_AWAY = (429, 502, 503, 504)  # status codes of a busy or unavailable server, or of its proxy
 
 
 class Server(NamedTuple):
-    """A Chroma server; the environment variable `headers_env`, if named, holds headers for it as JSON."""
+    """A Chroma server. The environment variable `headers_env` ("": none) contains its HTTP headers as JSON."""
 
     url: str
     headers_env: str = ""
@@ -40,14 +40,14 @@ class Server(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The address as part of a file's name."""
+        """The address in a form that a file name can contain."""
         return re.sub(r"[^\w.-]", "_", self.url.partition("://")[2])
 
 
 Place = Path | Server  # the folder of an embedded Chroma, or a server
 
 
-@functools.cache  # only the first call checks; later in a run the client waits for an absent server
+@functools.cache  # only the first call checks; later in a run the client waits for the server
 def choose(path: str, url: str, headers_env: str) -> Place:
     """The server at `url`, which must answer now; the folder `path` if `url` is "". Raises UserError."""
     if not url:
@@ -56,14 +56,14 @@ def choose(path: str, url: str, headers_env: str) -> Place:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError("CHROMA_SERVER_URL must be http(s)://host:port")
     if parts.username is not None or parts.query:
-        raise UserError("CHROMA_SERVER_URL must not hold a secret; put it into a header (CHROMA_SERVER_HEADERS_ENV)")
+        raise UserError("CHROMA_SERVER_URL must not contain a secret; put it in a header (CHROMA_SERVER_HEADERS_ENV)")
     server = Server(url.rstrip("/"), headers_env)
     _check(server)
     return server
 
 
 def connect(server: Server) -> chromadb.ClientAPI:
-    """A client that waits up to WAIT_S for an absent server. Each request can be repeated, because ids are our own."""
+    """A client that waits up to WAIT_S for an unavailable server. It can repeat any request, because we set the ids."""
     import chromadb
     from chromadb.config import Settings
 
@@ -73,7 +73,7 @@ def connect(server: Server) -> chromadb.ClientAPI:
     is_https = server.url.startswith("https:")
     try:
         return chromadb.HttpClient(host=server.url, ssl=is_https, headers=headers, settings=settings)
-    except Exception as error:  # Chroma raises a ValueError; its context holds the cause
+    except Exception as error:  # Chroma raises a ValueError; its context has the cause
         cause: BaseException | None = error
         while cause and not isinstance(cause, UserError):
             cause = cause.__context__
@@ -81,7 +81,7 @@ def connect(server: Server) -> chromadb.ClientAPI:
 
 
 def read_headers(server: Server) -> dict[str, str]:
-    """The extra headers. Raises UserError, which never repeats the variable's content."""
+    """The HTTP headers in the environment variable. Raises UserError, which never shows the variable's content."""
     name = server.headers_env
     if not name:
         return {}
@@ -92,15 +92,15 @@ def read_headers(server: Server) -> dict[str, str]:
     except ValueError:
         headers = None
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise UserError(f"the environment variable {name} must hold a JSON object whose values are strings") from None
+        raise UserError(f"the environment variable {name} must be a JSON object whose values are strings") from None
     return headers
 
 
 def fitting(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[slice]:
-    """Slices of records that each make a request of at most `most` records and MAX_REQUEST_BYTES."""
+    """Split records into slices for requests of at most `most` records and MAX_REQUEST_BYTES each."""
     slices, start, size = [], 0, 0
     for i, one in enumerate(metadata):
-        bytes_ = len(json.dumps(one)) + NUMBER_BYTES * dimension + 50  # the id is 36 of these
+        bytes_ = len(json.dumps(one)) + NUMBER_BYTES * dimension + 50  # the id takes 36 of the 50
         if i > start and (i - start == most or size + bytes_ > MAX_REQUEST_BYTES):
             slices.append(slice(start, i))
             start, size = i, 0
@@ -109,7 +109,7 @@ def fitting(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[s
 
 
 def _check(server: Server) -> None:
-    """One request without a retry: at the start an absent server is an error."""
+    """Send one request without retries: at the start of a run, an unavailable server is an error."""
     import requests
 
     heartbeat = f"{server.url}/api/v2/heartbeat"
@@ -128,7 +128,7 @@ def _check(server: Server) -> None:
 
 @functools.cache
 def _patch_client() -> None:
-    """Give every HTTP client that Chroma makes in this process, also those inside others, timeouts and retries."""
+    """Add timeouts and retries to every HTTP client that Chroma creates in this process."""
     import httpx
     from chromadb.api.fastapi import FastAPI
 
@@ -157,9 +157,9 @@ def _with_retries(request: Callable[..., Any], url: str) -> Callable[..., Any]:
                 problem = type(error).__name__
             if not until:
                 until = time.monotonic() + WAIT_S
-                LOG.warning("the Chroma server at %s is away (%s); waiting up to %s s for it", url, problem, WAIT_S)
+                LOG.warning("the Chroma server at %s is unavailable (%s); waiting up to %s s", url, problem, WAIT_S)
             if time.monotonic() + pause_s > until:
-                raise UserError(f"the Chroma server at {url} stayed away for {WAIT_S} s ({problem}); run again later")
+                raise UserError(f"the Chroma server at {url} was unavailable for {WAIT_S} s ({problem}); run again")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5)
 

@@ -1,4 +1,4 @@
-"""The store of embed.py: a journal that is the truth, and a Chroma collection that is brought up to date with it."""
+"""The store of embed.py: a journal, the source of truth, and a Chroma collection that is kept up to date with it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from utils.store.model import describe, same_model
 from utils.store.server import Place, Server
 from utils.store.vectors import ROW, UNKNOWN, Journal
 
-INDEX_EVERY = 5_000  # records: the index follows the journal when this many, and a tenth of it, are new
-LOST = 100  # records: a server that lacks as many of the newest at once, or all of a journal's, has lost them
+INDEX_EVERY = 5_000  # records: the index is updated when this many, and a tenth of the journal, are new
+LOST = 100  # records: a server that lacks this many of the newest, or all of the journal's records, has lost them
 NO_ROWS = np.empty(0, ROW)
 
 
 class Store:
-    """Journal and collection `name` in the folder `path`, healthy and in step once it is open.
+    """The journal and the collection `name` in the folder `path`. Both are undamaged and agree once the store is open.
 
-    Opening it repairs the collection from the journal where it is torn, missing or behind, and takes over a
-    collection that has no journal. Hold the store's lock. Raises UserError if it can be neither opened nor repaired.
+    Opening the store repairs a collection that is torn, missing or behind the journal, and makes the journal of a
+    collection that has none. The caller holds the store's lock. Raises UserError if the store can be neither opened
+    nor repaired.
 
-    With a server as `place` the collection is there and may have other writers: the journal holds the records of this
-    one, adds what the collection misses, and never makes the collection anew.
+    If `place` is a server, it has the collection, which may have other writers. The journal then has only the records
+    of this writer. The store adds missing records to the collection, and never deletes the collection to rebuild it.
     """
 
     def __init__(self, path: Path, name: str, place: Place | None = None) -> None:
@@ -74,13 +75,13 @@ class Store:
         return self.journal.model
 
     def remember_model(self, identity: dict[str, Any]) -> None:
-        """Note, before the first record, which model makes the vectors."""
+        """Store the identity of the model that makes the vectors, before the first record."""
         self.journal.note(model=identity)
 
     def append(self, ids: np.ndarray, metadata: list[dict[str, Any]], vectors: np.ndarray) -> None:
-        """Store new records: ids (n,) V16, vectors (n, D) float32. When this returns they survive a crash.
+        """Store new records: ids (n,) V16, vectors (n, D) float32. When this returns, they survive a crash.
 
-        The index follows in the background. Raises UserError if they could not be written.
+        The index is updated in the background. Raises UserError if the records could not be written.
         """
         self.journal.append(ids, metadata, vectors)
         self._unindexed += len(ids)
@@ -91,11 +92,11 @@ class Store:
             self._thread.start()
 
     def prepare(self) -> None:
-        """Start the index's process ahead of its work."""
+        """Start the index process before it is needed."""
         index.prepare()
 
     def finish(self) -> None:
-        """Bring the collection up to date with all that is stored, and flush it once."""
+        """Write all stored records to the collection, and flush it once."""
         if self._thread:
             self._thread.join()
         self._bring_up_to_date("index")
@@ -105,24 +106,24 @@ class Store:
         self.journal.change_metadata(ids, metadata)
 
     def remove(self, ids: np.ndarray) -> None:
-        """Remove records `ids` (n,) V16 from index and journal; killed on the way, the next opening does the rest."""
+        """Remove records `ids` (n,) V16 from index and journal. After a kill, the next opening finishes the removal."""
         self.journal.note(removing=np.union1d(self.journal.removing, ids), indexing=True)
         try:
             self.count = index.call(index.delete, self.place, self.name, ids)
         except index.TornError as error:
-            raise UserError(f"{self} cannot be written: {error}; run again, it is repaired then") from None
+            raise UserError(f"{self} cannot be written: {error}; run again to repair it") from None
         self.journal.remove(ids)
         self.journal.note(indexing=False)
 
     def compare(self) -> tuple[int, list[str]]:
-        """Compare the vector of each record with the collection's: how many, and the ids that differ or are missing."""
+        """Compare all vectors with the collection. Returns the number found there, and the differing or missing ids."""
         compared, differing = self.journal.repaired(lambda: self._compare(self._rows(), "verify"))
         return compared, from_ids(differing["id"])
 
     def close(self) -> None:
         index.forget()
         if self._thread:
-            self._thread.join(5)  # a process that has just been started must find its parent
+            self._thread.join(5)  # a process that has just started must find its parent
         with contextlib.suppress(OSError):
             if (fingerprint := self._fingerprint()) and not self._is_as_seen():
                 self._seen.write_bytes(fingerprint)
@@ -131,22 +132,22 @@ class Store:
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _is_as_seen(self) -> bool:
-        """Whether nothing has written to the collection since it was in step; without opening it."""
+        """Whether the collection is unchanged since it last agreed with the journal. Does not open it."""
         try:
             return self._seen.read_bytes() == self._fingerprint() != b""
         except OSError:
             return False
 
     def _fingerprint(self) -> bytes:
-        """Of a collection that is in step; b"" of others."""
+        """The fingerprint of a collection that agrees with the journal, else b""."""
         if isinstance(self.place, Server) or self.journal.indexing or self._is_behind():
             return b""
         return index.fingerprint(self.place, self.name, len(self._rows()))
 
     def _inspect(self) -> index.Health | None:
-        """What the collection holds; None if it is torn, which the log says."""
+        """Inspect the collection. Returns None, after a log line, if it is torn."""
         if isinstance(self.place, Path) and not (self.place / "chroma.sqlite3").exists():
-            return index.Health()  # to look for a collection makes no database
+            return index.Health()  # do not create a database to look for a collection
         try:
             return index.call(index.inspect, self.place, self.name)
         except index.TornError as error:
@@ -157,14 +158,14 @@ class Store:
                 ) from None
             if not len(self.own):
                 raise UserError(
-                    f"{self} cannot be read ({error}) and has no journal to repair it from; put back a copy, or "
-                    "delete the folder to start afresh"
+                    f"{self} cannot be read ({error}) and has no journal to repair it from; restore a copy, or "
+                    "delete the folder to start over"
                 ) from None
             LOG.info("collection %s is torn (%s)", self.name, error)
             return None
 
     def _bring_in_step(self, health: index.Health | None) -> None:
-        """Bring the collection in step with the journal, or make a journal for it; `health` is None if it is torn."""
+        """Make the collection agree with the journal, or make a journal for it. `health` is None if it is torn."""
         is_new = not self.model and not len(self.own)
         if health is not None and health.model is None and len(self.own):
             LOG.info("collection %s is missing", self.name)
@@ -175,10 +176,10 @@ class Store:
             self._take_over(health)
         else:
             self._accept(health)
-            self._bring_up_to_date("index, left behind by a run that was stopped")
+            self._bring_up_to_date("index the rest of a stopped run")
 
     def _accept(self, health: index.Health) -> None:
-        """Note what a healthy collection says: how many records, which are gone; its model if the journal has none."""
+        """Note the facts of a healthy collection: its size, deleted ids, and its model if the journal has none."""
         journal, rows = self.journal, self._rows()
         self.count = len(health.ids)
         if isinstance(self.place, Server) and health.model is not None:
@@ -190,32 +191,32 @@ class Store:
             journal.note(model=health.model)
         newest = int(rows["seq"][np.isin(rows["id"], health.ids)].max(initial=0))
         n_lost = np.count_nonzero((rows["seq"] > newest) & (rows["seq"] <= journal.indexed))
-        if journal.indexed == UNKNOWN:  # records are indexed in this order
+        if journal.indexed == UNKNOWN:  # records are indexed in the order of seq
             journal.note(indexed=newest)
         elif isinstance(self.place, Server) and n_lost >= (LOST if newest else 1):
-            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been put back; they are "
-                        "written again. If people deleted them, take them out of the list and run with --prune",
+            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been restored; they are "
+                        "written again. If people deleted them, remove them from the list and run with --prune",
                         self, n_lost, len(rows))  # fmt: skip
             journal.note(indexed=newest)
         gone = np.setdiff1d(self._indexed()["id"], health.ids)
-        if len(gone):  # once in the collection, and no longer: deleted on purpose
+        if len(gone):  # they were in the collection and are not now: deleted on purpose
             journal.note(gone=np.union1d(journal.gone, gone))
 
     def _check_model(self, model: dict[str, Any]) -> None:
         if "model_name" not in model or (self.model and not same_model(self.model, model)):
             raise UserError(
-                f"{self} was made with {describe(model)}, and the records of the journal {self.journal.path} with "
+                f"{self} was made with {describe(model)}, but the records of the journal {self.journal.path} with "
                 f"{describe(self.model)}; use another COLLECTION_NAME"
             )
 
     def _take_over(self, health: index.Health) -> None:
-        """A journal for a collection that has none: made by other means, or its journal was deleted."""
+        """Make a journal for a collection without one: another program made it, or its journal was deleted."""
         self.count = len(health.ids)
         if not health.model or "model_name" not in health.model:
             raise UserError(
-                f"{self} does not say which model made it, so nothing can be added; use another COLLECTION_NAME"
+                f"{self} does not name the model that made it, so nothing can be added; use another COLLECTION_NAME"
             )
-        LOG.info("collection %s has no journal; it is made from the %d records there", self.name, self.count)
+        LOG.info("collection %s has no journal; one is made from its %d records", self.name, self.count)
         self.journal.close()
         with bar(self.count, "take over", "record") as progress:
             index.call(index.take_over, self.path, self.name, self.journal.path, progress=progress.update)
@@ -224,7 +225,7 @@ class Store:
     # --- the index ----------------------------------------------------------------------------------------------------
 
     def _bring_up_to_date(self, what: str, is_rebuild: bool = False) -> None:
-        """Bring the collection up to date; in a folder, one that cannot be written is made anew."""
+        """Bring the collection up to date. A collection in a folder is rebuilt if it cannot be written."""
         try:
             self.journal.repaired(lambda: self._write_missing(what))
         except index.TornError as error:
@@ -233,12 +234,12 @@ class Store:
                     f"{self} cannot be written: {error}; all {self.journal.n_records} vectors are safe in the journal, "
                     "so fix that and run again"
                 ) from None
-            LOG.info("collection %s cannot be written (%s); it is made anew", self.name, error)
+            LOG.info("collection %s cannot be written (%s); it is rebuilt", self.name, error)
             self._rebuild()
 
     def _rebuild(self) -> None:
-        """Make the collection anew from the journal; on a server, one that is missing."""
-        self.journal.note(indexed=0, indexing=True)  # killed on the way, missing records must not look user-deleted
+        """Rebuild the collection from the journal; on a server, only if it is missing."""
+        self.journal.note(indexed=0, indexing=True)  # after a kill, missing records must not look user-deleted
         if isinstance(self.place, Path):
             self._drop(self.place)
         self._bring_up_to_date(f"repairing {self.name} from the journal", is_rebuild=True)
@@ -249,13 +250,13 @@ class Store:
         except index.TornError as error:
             if not index.set_aside(path):
                 raise UserError(
-                    f"{self} can be neither read nor made anew: {error}; fix that and run again, all "
+                    f"{self} can be neither read nor rebuilt: {error}; fix that and run again, all "
                     f"{self.journal.n_records} vectors are safe in the journal"
                 ) from None
             LOG.info("the database is torn (%s); it was renamed to %s.torn", error, path / "chroma.sqlite3")
 
     def _write_missing(self, what: str) -> None:
-        """Index what is new; after a write that did not end well, compare all before, and write again what differs."""
+        """Index new records. After an interrupted write, first compare all records, and write differing ones again."""
         differing = NO_ROWS
         if self.journal.indexing and self.journal.indexed:
             differing = self._compare(self._indexed(), "compare all after an interrupted write")[1]
@@ -267,14 +268,14 @@ class Store:
         elif self.journal.indexing:
             self.journal.note(indexing=False)
         if len(differing) and len(self._compare(differing, "compare again")[1]):
-            raise index.TornError("it keeps damaged records")
+            raise index.TornError("its records stay damaged")
 
     def _follow(self) -> None:
         with contextlib.suppress(Exception):  # the end of the run tries again, and reports it
             self._apply()
 
     def _apply(self, again: np.ndarray = NO_ROWS, progress: Callable[[int], Any] = lambda n: None) -> None:
-        """Index what is new, and the rows `again`, (n,) ROW."""
+        """Index new records, changed metadata and the rows `again` (n,) ROW."""
         journal, kept = self.journal, self._rows()
         end, changed = journal.end, journal.changed
         journal.note(indexing=True)
@@ -285,12 +286,12 @@ class Store:
         journal.note(indexed=end, changed=np.setdiff1d(journal.changed, changed), indexing=False)
 
     def _compare(self, rows: np.ndarray, what: str) -> tuple[int, np.ndarray]:
-        """How many of `rows` (n,) ROW the collection holds, and those that differ or are missing."""
+        """(number of `rows` (n,) ROW in the collection, the rows that differ or are missing)."""
         with bar(len(rows), what, "record") as progress:
             return index.call(index.compare, self.place, self.name, self.journal.path, rows, progress=progress.update)
 
     def _rows(self) -> np.ndarray:
-        """Rows of the journal, without those that people deleted or that are being removed."""
+        """Rows of the journal, except ids that people deleted and ids that are being removed."""
         rows, hidden = self.journal.rows, np.concatenate([self.journal.gone, self.journal.removing])
         return rows[~np.isin(rows["id"], hidden)] if len(hidden) else rows
 

@@ -1,12 +1,12 @@
-"""The vector journal: a SQLite file that holds every record, and from which the Chroma index can be rebuilt.
+"""The vector journal: a SQLite file with every record, from which the Chroma index can be rebuilt.
 
     records   seq, id, metadata as JSON, vector (D,) float32
-    batches   the (seq, id) pairs of each transaction: all ids can be read without a vector
+    batches   the (seq, id) pairs of each transaction, so that all ids can be read without the vectors
     facts     the model; the index's state: `indexed` and `indexing`; ids with a state: `gone`, `removing`, `changed`
 
 A record counts as stored once its transaction is on the disk (write-ahead log, synchronous FULL). Numbers are
-little-endian. Every row ends in the CRC-32 of the rest of it. A damaged row, or one that a damaged page hides, is found
-when it is read: `repair` then makes the file anew without it, and embed.py embeds its image again.
+little-endian. Every row ends with the CRC-32 of its other columns. A row that is damaged, or lost in a damaged page, is
+found when it is read. repair() then makes a new file without it, and embed.py embeds its image again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from utils.files import fsync_dir
 from utils.ids import from_ids
 from utils.log import LOG
 
-ROW = np.dtype([("seq", "<i8"), ("id", "V16")])  # seq: a record's place in the order of storing, from 1, never reused
-PAGE_BYTES = 65_536  # SQLite's largest: at 512 to 2,048 dimensions at most 12% of a page stay empty
-WAL_BYTES = 16 * 2**20  # of the write-ahead log, before SQLite moves it into the file
-WAIT_S = 60  # for another process that reads or writes
+ROW = np.dtype([("seq", "<i8"), ("id", "V16")])  # seq: position in the order of storing, from 1, never reused
+PAGE_BYTES = 65_536  # SQLite's maximum; at 512 to 2,048 dimensions, at most 12% of a page stay empty
+WAL_BYTES = 16 * 2**20  # size at which SQLite moves the write-ahead log into the file
+WAIT_S = 60  # time to wait for another process that reads or writes
 READ = 1_000  # records in memory at a time
-UNKNOWN = -1  # `indexed`, if damage hides it
+UNKNOWN = -1  # value of `indexed` if damage has destroyed it
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs"}
 _FILES = ("", "-wal", "-shm", "-journal")
 _TABLES = """
@@ -48,20 +48,20 @@ Record = tuple[bytes, bytes, bytes]  # id, metadata, vector
 
 
 class DamagedError(Exception):
-    """A record or a page of the journal is not as it was written."""
+    """A record or a page of the journal is damaged."""
 
 
 class Journal:
-    """The journal at `path`, made by the first write; one process at a time may write to it.
+    """The journal at `path`, which the first write creates. One process at a time may write to it.
 
-    `rows` (N,) ROW: all records in order; `ids` (n,) V16, sorted: those at the opening. `end`: the last seq.
-    48 bytes of memory a record. Raises UserError if the file cannot be used.
+    `rows` (N,) ROW: all records in order. `ids` (n,) V16: the ids at the opening, sorted. `end`: the last seq.
+    It takes 48 bytes of memory per record. Raises UserError if the file cannot be used.
     """
 
-    # The facts, and what they are in a new journal. Damaged ones are as in a new one but for `indexed` and `indexing`.
+    # The facts, with their values in a new journal. Damage resets a fact to this value, except `indexed`, `indexing`.
     model: dict[str, Any] = {}  # the identity; replaced as a whole
     indexed = 0  # the index has all records up to this seq; UNKNOWN after damage
-    indexing = False  # a write to the index has begun, or damage hides whether one has
+    indexing = False  # a write to the index has begun, or may have begun according to a damaged journal
     gone = np.empty(0, "V16")  # ids that people deleted from the collection
     removing = np.empty(0, "V16")  # ids whose removal has begun
     changed = np.empty(0, "V16")  # ids whose new metadata is not in the index
@@ -81,7 +81,7 @@ class Journal:
             return self._parts[0]
 
     def append(self, ids: np.ndarray, metadata: list[dict[str, Any]], vectors: np.ndarray) -> None:
-        """Store records: ids (n,) V16, vectors (n, D) float32. Raises UserError, and then none is stored."""
+        """Store records: ids (n,) V16, vectors (n, D) float32. If it raises UserError, no record is stored."""
         records = zip(ids.tolist(), map(_to_json, metadata), map(bytes, np.asarray(vectors, "<f4", order="C")))
         with self._writing() as database:
             rows = np.empty(len(ids), ROW)
@@ -93,7 +93,7 @@ class Journal:
             self.n_records += len(ids)
 
     def note(self, **facts: Any) -> None:
-        """Store facts, by their names, in one transaction."""
+        """Store facts, given by name, in one transaction."""
         with self._writing() as database:
             for name, value in facts.items():
                 data = value.tobytes() if isinstance(value, np.ndarray) else _to_json(value)
@@ -102,7 +102,7 @@ class Journal:
         vars(self).update(facts)
 
     def change_metadata(self, ids: np.ndarray, metadata: list[dict[str, Any]]) -> None:
-        """Replace the metadata of the records `ids` (n,) V16, which are `changed` then. Raises DamagedError."""
+        """Replace the metadata of the records `ids` (n,) V16, and add them to `changed`. Raises DamagedError."""
         seq_of = dict(zip(self.rows["id"].tolist(), self.rows["seq"].tolist()))
         with self._writing() as database:
             for id_, one in zip(ids.tolist(), metadata):
@@ -112,7 +112,7 @@ class Journal:
             self.note(changed=np.union1d(self.changed, ids))
 
     def metadata(self) -> dict[bytes, dict[str, Any]]:
-        """id -> metadata of every record; damaged ones are lost."""
+        """id -> metadata of every record. Damaged records are lost."""
         return self.repaired(
             lambda: {
                 id_: one
@@ -138,7 +138,7 @@ class Journal:
         self._read()
 
     def repaired(self, action: Callable[[], Any]) -> Any:
-        """The result of `action`; if records turn out damaged in it, the file is repaired, and `action` tried again."""
+        """Return the result of `action`. If it finds damaged records, repair the file and call it again."""
         try:
             return action()
         except DamagedError:
@@ -146,7 +146,7 @@ class Journal:
             return action()
 
     def repair(self) -> None:
-        """Make the file anew from all that can be read of it; the log names the records that cannot."""
+        """Make a new file from all readable records. The log lists the others."""
         size = self.path.stat().st_size
         listed, found = dict(self.rows.tolist()), set[int]()
         last = min(self.end, max([*listed, self.indexed]) + size // 100)  # a damaged seq may be beyond all bounds
@@ -172,12 +172,12 @@ class Journal:
 
     def close(self) -> None:
         if self._database is not None:
-            with contextlib.suppress(sqlite3.Error):  # what could not be written was never acknowledged
+            with contextlib.suppress(sqlite3.Error):  # unwritten records were never acknowledged
                 self._database.close()
             self._database = None
 
     def _read(self) -> None:
-        """Read all but the records, as far as it can be read; repair the file if some of it cannot."""
+        """Read everything except the records. If a part cannot be read, repair the file."""
         self._forget()
         if self.path.exists():
             try:
@@ -195,13 +195,13 @@ class Journal:
         self._parts, self.end, self._is_stale = [np.empty(0, ROW)], 0, False
 
     def _read_tables(self) -> bool:
-        """Whether all facts and batches are as they were written, and the last record is the one listed last."""
+        """Read facts and batches. Returns whether all are undamaged and the last record is also the last one listed."""
         database, damages = self._connect(), list[str]()
         try:
             database.execute("BEGIN IMMEDIATE")
             database.execute("DELETE FROM facts WHERE name = ''")
         except sqlite3.OperationalError as error:
-            if not _is_damage(error, self.path):  # which can make the file read-only
+            if not _is_damage(error, self.path):  # damage can make the file read-only
                 raise
             damages.append("header")
         for key, data, checksum in _read_table(database, "SELECT * FROM facts", damages):
@@ -224,7 +224,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, or a part of one that has begun. Raises UserError, and then nothing is written."""
+        """A transaction, or a part of the current one. If it raises UserError, nothing is written."""
         with self._lock:
             if self._is_stale:
                 self._read()
@@ -239,11 +239,11 @@ class Journal:
                 yield database
                 database.execute("COMMIT")
             except BaseException as error:
-                self.close()  # rolls back; whether a failed COMMIT took effect is read from the file
+                self.close()  # rolls back; the file will show whether a failed COMMIT took effect
                 self._is_stale = True
                 if not isinstance(error, sqlite3.Error):
                     raise
-                if _is_damage(error, self.path):  # in a page that only writing uses
+                if _is_damage(error, self.path):  # in a page that only a write reads
                     self.repair()
                     raise UserError(f"journal {self.path} was damaged ({error}) and is repaired; run again") from None
                 raise UserError(f"journal {self.path} cannot be written: {error}; fix that and run again") from None
@@ -270,7 +270,7 @@ class Journal:
         return self._database
 
     def _set_aside(self, error: sqlite3.Error) -> None:
-        """Rename what is no SQLite file any more. Raises UserError for other errors (locked, full, no permission)."""
+        """Rename a file that is not SQLite any more. Raises UserError for other errors (locked, full disk, rights)."""
         self.close()
         if not _is_damage(error, self.path):
             raise UserError(f"journal {self.path} cannot be read: {error}; fix that and run again") from None
@@ -284,20 +284,20 @@ class Journal:
 
 @contextlib.contextmanager
 def building(path: Path, n_bytes: int) -> Iterator[Journal]:
-    """A new journal of about `n_bytes` that takes the place of the closed one at `path` if the block ends well.
+    """Open a new journal of about `n_bytes` that replaces the closed journal at `path` if the block succeeds.
 
-    Killed on the way, the old one is as it was. Raises UserError if the disk is too full for both.
+    After a kill, the old journal is unchanged. Raises UserError if the disk is too full for both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(path.parent).free) < 1.2 * n_bytes:
-        raise UserError(f"{path} needs {1.2 * n_bytes / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
+        raise UserError(f"{path} needs {1.2 * n_bytes / 1e9:.1f} GB of disk, but only {free / 1e9:.1f} GB are free")
     temporary = path.with_name(f"{path.name}.new")
     _unlink(temporary)
     new = Journal(temporary)
     try:
         yield new
     finally:
-        new.close()  # which moves the write-ahead log into the file
+        new.close()  # also moves the write-ahead log into the file
     if Path(f"{path}-wal").exists() or Path(f"{temporary}-wal").exists():
         raise UserError(f"another process reads the journal {path}; end it, and run again")
     os.replace(temporary, path)
@@ -305,7 +305,7 @@ def building(path: Path, n_bytes: int) -> Iterator[Journal]:
 
 
 def read_records(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[dict[str, Any]], np.ndarray]]:
-    """ids (n,) V16, metadata and vectors (n, D) float32 of `rows` (N,) ROW, up to READ at a time.
+    """Yield ids (n,) V16, metadata and vectors (n, D) float32 of `rows` (N,) ROW, up to READ at a time.
 
     No transaction stays open in between, so that a writer never waits long. Raises DamagedError.
     """
@@ -322,16 +322,16 @@ def read_records(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, lis
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The SQLite file at `path`: every statement is a transaction but between BEGIN and COMMIT; text is bytes."""
+    """Open the SQLite file at `path`. A statement outside BEGIN and COMMIT is its own transaction. Text is bytes."""
     database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-    database.text_factory = bytes  # damaged text may be no UTF-8
+    database.text_factory = bytes  # damaged text may not be UTF-8
     return database
 
 
 def is_on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Whether `path` lies on a network file system, where processes cannot share a write-ahead log's memory.
+    """Whether `path` is on a network file system, where processes cannot share a write-ahead log's memory.
 
-    Told by Linux's table of mounts and Windows' kind of drive; elsewhere SQLite's own test must do.
+    Linux's table of mounts and Windows' drive types show this. On other systems, SQLite's own test must be enough.
     """
     path = path.absolute()
     if sys.platform == "win32":
@@ -353,7 +353,7 @@ def _insert(database: sqlite3.Connection, rows: np.ndarray, records: Iterable[Re
 
 
 def _get(database: sqlite3.Connection, seq: int, id_: bytes | None = None) -> Record:
-    """The record `seq`. Raises DamagedError if it is not as it was written, or not the one of `id_`."""
+    """Read the record `seq`. Raises DamagedError if it is damaged, or if its id is not `id_`."""
     try:
         row = database.execute("SELECT id, metadata, vector, checksum FROM records WHERE seq = ?", (seq,)).fetchone()
     except sqlite3.Error as error:
@@ -368,7 +368,7 @@ def _get(database: sqlite3.Connection, seq: int, id_: bytes | None = None) -> Re
 
 
 def _read_table(database: sqlite3.Connection, query: str, damages: list[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows that can be read; `damages` tells if these are not all."""
+    """Yield the rows that can be read. If others cannot, the error is added to `damages`."""
     try:
         yield from database.execute(query)
     except sqlite3.OperationalError:
@@ -378,7 +378,7 @@ def _read_table(database: sqlite3.Connection, query: str, damages: list[str]) ->
 
 
 def _is_damage(error: sqlite3.Error, path: Path) -> bool:
-    """Whether the file's content causes the error: not a full disk, a permission or another process."""
+    """Whether the file's content causes the error, and not a full disk, a permission or another process."""
     damages = ["no such", "unsupported file format", *(["readonly"] if os.access(path, os.W_OK) else [])]
     return not isinstance(error, sqlite3.OperationalError) or any(text in str(error) for text in damages)
 
