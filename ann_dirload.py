@@ -223,7 +223,7 @@ def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
     what = {
         UNKNOWN: "unknown: neither positive nor negative, {} images that may be incomplete",
         ASIDE: "set aside: neither positive nor negative, {} images moved into other folders",
-        MISPLACED: "{} images lie in a folder other than their own, neither positive nor negative; move them back",
+        MISPLACED: "{} images are in a folder other than their own, neither positive nor negative; move them back",
     }
     images = [(folder.name, *reason) for folder in folders for reason in folder.undecided.values()]
     for kind, text in what.items():
@@ -258,7 +258,7 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         shown = ", ".join(cut(review.nameless, 5))
         yield f"warning: {len(review.nameless)} images without an id match none of {root}: {shown}"
     if review.n_empty:
-        yield f"warning: {review.n_empty} directories of {root} hold none of their images: is the copy complete?"
+        yield f"warning: {review.n_empty} directories of {root} have none of their images: is the copy complete?"
     loaded = [folder for folder in load.loaded if folder.review is review]
     n_halved = sum(map(ends_early, loaded))
     if n_halved > 1 and 2 * n_halved > len(loaded):

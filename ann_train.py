@@ -33,7 +33,7 @@ from utils.training import evaluation
 from utils.training.projection import Group, Projection, leading, project, read_projection, write_projection
 
 SEED = 0
-BLAS_THREADS = "OMP_NUM_THREADS"  # read by numpy's BLAS once, when it is loaded
+BLAS_THREADS = "OMP_NUM_THREADS"  # numpy's BLAS reads it once, when it is loaded
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

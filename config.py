@@ -10,7 +10,7 @@ URL_FIELD = "url"  # field or column with the URL, stored as url; another field 
 ID_FIELD = "url"  # the field that identifies an item: id = uuid5(NAMESPACE_URL, value); changing it changes every id
 CHROMADB_PATH = "data/chroma"  # folder of the embedded Chroma and of the journal of vectors; delete it to start over
 COLLECTION_NAME = "images"  # name of the collection: 3 to 512 characters of a-z, A-Z, 0-9, '.', '_', '-'
-CHROMA_SERVER_URL = ""  # http(s)://host:port of a Chroma server that holds the collection; "" = embedded Chroma
+CHROMA_SERVER_URL = ""  # http(s)://host:port of a Chroma server with the collection; "" = embedded Chroma
 CHROMA_SERVER_HEADERS_ENV = ""  # environment variable with headers for the server as JSON, such as a token; "" = none
 FAILED_DATA_PATH = "data/failed.json"  # failed items and their reasons: [{"index", "url", "reason", "detail"}]
 IMAGE_CACHE_DIR_PATH = "data/images"  # folder of downloaded originals, which later stages read; "" = keep none

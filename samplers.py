@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 NEAR_DUPLICATE = 0.98  # cosine above which two images count as one
-REPEATS = 0.5  # a group repeats an earlier one above this share of common images
+REPEATS = 0.5  # a group that shares more than this part of its images with an earlier group repeats it
 MAX_CANDIDATES = 5_000  # images considered at once; takes seconds for 100,000 x 512, and is still dense
 MAX_CLUSTERS = 500  # of `typical`, the number in its paper
 ALWAYS = 3  # nearest images that `informative` always chooses
@@ -115,6 +115,7 @@ def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], lis
 
 def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters: int = 100) -> Iterator[int]:
     """An equal number for each k-means cluster, earlier main images included; the most central members first.
+
     Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
     """
     _check_number("n_clusters", n_clusters, int, 1, MAX_CANDIDATES)
@@ -297,7 +298,7 @@ class _Part:
     rows: np.ndarray  # (M,)
     vectors: np.ndarray  # (M, D)
     near: np.ndarray  # (M, k) rows of the candidate's group: itself, then the nearest; near duplicates last
-    similarity: np.ndarray  # (M, k) to these; -1 for a near duplicate of an earlier one
+    similarity: np.ndarray  # (M, k) similarity to the rows of `near`; -1 for a near duplicate of an earlier one
     known: np.ndarray  # (A, D) vectors of annotated and picked images
     mains: np.ndarray  # (B, D) vectors of annotated and picked main images
 

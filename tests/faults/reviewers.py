@@ -620,7 +620,7 @@ def check_told(out: str, told: Counter[str], is_dry: bool) -> None:
     for line in out.splitlines():
         found["unknown"] += _number(r"^unknown: neither positive nor negative, (\d+) images", line)
         found["elsewhere"] += _number(r"^set aside: neither positive nor negative, (\d+) images", line)
-        found["elsewhere"] += _number(r"^(\d+) images lie in a folder other than their own, neither", line)
+        found["elsewhere"] += _number(r"^(\d+) images are in a folder other than their own, neither", line)
         found["different"] += _number(r"^(\d+) directories differ from their records", line)
         found["looks"] += _number(r"^second look at (\d+) directories", line)
         found["can be deleted"] += "can be deleted" in line

@@ -576,7 +576,7 @@ def test_half_a_copy_is_voiced(half, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("warning: in ")
     assert "at least the last half of the images is missing" in out[-1]
-    assert any("2 directories of data/dirrify hold none of their images" in line for line in out) == (
+    assert any("2 directories of data/dirrify have none of their images" in line for line in out) == (
         half == "directories"
     )
 
@@ -679,7 +679,7 @@ def test_images_in_another_directory_are_counted_with_what_to_do(capsys):
         image(0, rank).rename(folder(1) / image(0, rank).name)
     dirload()
     out = capsys.readouterr().out
-    assert "2 images lie in a folder other than their own, neither positive nor negative; move them back" in out
+    assert "2 images are in a folder other than their own, neither positive nor negative; move them back" in out
 
 
 def test_what_replace_changes_is_named(capsys):

@@ -62,6 +62,7 @@ class Candidates:
 
     def add_pool(self, place: Place, name: str) -> int:
         """Also show the nearest images of collection `name`. Images missing there are not shown; returns their number.
+
         Raises UserError if the collection cannot be read or has none of the images.
         """
         with collection.reading(place, name) as images:
@@ -123,6 +124,7 @@ class Candidates:
 
 def read_candidates(place: Place, name: str, where: dict[str, Any], neighbors_where: dict[str, Any]) -> Candidates:
     """Read all images of collection `name`. `where` restricts the main images, `neighbors_where` the neighbors.
+
     Raises UserError if the collection is missing, empty or torn, or if a filter is malformed or matches nothing.
     """
     with collection.reading(place, name) as images:

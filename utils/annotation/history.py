@@ -1,4 +1,5 @@
 """The history of shown images and decisions: an append-only file with one JSON object per directory and event.
+
 Shown:       {"root", "main", "dir", "shown": {id: cosine}, "sampler", "options", "seed", "pick", "model", "time"};
              with ANN_DIRRIFY_POOL + "pool": [collections], "brought": {id: collection that ranked it}
 Loaded:      {"root", "main", "dir", "kept": [ids], "deleted": [ids], "time"}; + "replaced": the record before

@@ -24,7 +24,7 @@ class Load:
     """The annotated data after a load, and the outcome of each directory."""
 
     items: list[Any]
-    decisions: list[Event]  # of earlier loads, in effect
+    decisions: list[Event]  # events of earlier loads, in effect
     interrupted: list[Event]  # events of a load that did not reach the annotated data
     n_foreign: int = 0  # items of other tools
     loaded: list[ReviewedDir] = field(default_factory=list)

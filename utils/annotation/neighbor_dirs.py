@@ -207,7 +207,7 @@ class DirWriter:
 
     def _resume(self) -> None:
         """Continue after the listed directories; remove the directories that a killed run did not list."""
-        if not (self.root / SAMPLES).exists() and not any(self.root.glob("0_*")):  # killed at once
+        if not (self.root / SAMPLES).exists() and not any(self.root.glob("0_*")):  # killed before the first directory
             return
         self.samples, digests = read_samples(self.root), read_digests(self.root)
         self._digests = {main: digests[main] for main in self.samples if main in digests}

@@ -49,7 +49,7 @@ _SYSTEM_DIRS = frozenset(
 _SHORT_NAME = re.compile(r"(?<![0-9a-f])([0-9a-f]{6,})~")  # Windows' 8.3 names
 _MAX_PIXELS, _MIN_SIDE = 100_000_000, 64
 
-KINDS = {  # directories that cannot be recorded: kind -> one of them, several of them
+KINDS = {  # directories that cannot be recorded: kind -> words for one, for several
     "unknown": ("unknown folder", "unknown folders"),
     "renamed": ("renamed folder (put its id back)", "renamed folders (put their ids back)"),
     "copied": ("main image with two folders (keep one)", "main images with two folders (keep one)"),

@@ -75,7 +75,7 @@ class Encoder:
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
         self._scale = [
             torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (network.mean, network.std)
-        ]  # of pixels 0..255: (pixels - mean) / std
+        ]  # for pixels from 0 to 255: (pixels - mean) / std
         self.candidates, self.precision = candidates, candidates[0]
         self.has_choice, self.has_chosen = has_choice, False
         names = dict.fromkeys(("fp32", *candidates) if has_choice else candidates)
@@ -281,6 +281,7 @@ def load(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Encoder:
     """Load a model with its trained weights. `known`: the model facts stored with its collection.
+
     Raises UserError for unknown names, missing or damaged weights, an unreachable hub, unknown device or precision.
     """
     # Both are read at import. PASSIVE threads leave their core to the download processes while they wait: 0.11 instead

@@ -93,7 +93,7 @@ def work(
 
     If `settings` has no Preprocess, it comes from the pipe.
     """
-    ignore(signal.SIGINT)  # the parent decides
+    ignore(signal.SIGINT)  # the parent decides when to stop
     cache = ImageCache(settings.cache_dir, settings.cache_max_bytes, cache_bytes)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     sending, decoder, can_decode = threading.Lock(), threading.Lock(), threading.Event()

@@ -71,7 +71,7 @@ def _to_group(record: Record, data: ExportData, needs_both: bool, left_out: Left
     if needs_both and not record["neg"]:
         return "nothing was deleted"
     if needs_both and not here:
-        return "all negatives lie in other splits" if clear else "no negative can be written"
+        return "all negatives are in other splits" if clear else "no negative can be written"
     return ExportGroup(value_of[main], [value_of[id_] for id_ in positives], [value_of[id_] for id_ in here])
 
 

@@ -15,7 +15,7 @@ N_AXES = 48  # axes of the rough comparison: more take more time, fewer leave mo
 N_SAMPLED = 10_000  # vectors that the axes are computed from; the result is exact for any axes
 HEIGHT, WIDTH = 1_024, 2_048  # block of the rough comparison: 8 MB, which stays in the processor's cache
 PAIRS = 1 << 15  # pairs compared exactly at a time: 2 x 64 MB at 512 dimensions
-MARGIN, TOLERANCE = 1e-4, 1e-6  # rounding of float32 cosines: rough, exact
+MARGIN, TOLERANCE = 1e-4, 1e-6  # rounding errors of float32 cosines in the rough and the exact comparison
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of file names
 
@@ -69,7 +69,7 @@ def split_items(
     order = {name: i for i, name in enumerate(shares)}
     for label, split in sorted(votes, key=lambda vote: (votes[vote], -order[vote[1]])):
         if label not in n_groups:
-            split_of[label] = split  # ascending votes: the split with the most stays
+            split_of[label] = split  # votes ascend, so the split with the most votes is assigned last
     return {id_: split_of[label] for id_, label in label_of.items()}, len(n_groups)
 
 
@@ -77,7 +77,7 @@ def _assign(n_groups: Mapping[int, int], shares: Mapping[str, float], seed: int)
     """Cluster -> split. Greedy: the result is within the largest cluster of the exact shares."""
     labels = np.random.default_rng(seed).permutation(sorted(n_groups)).tolist()
     total = sum(n_groups.values())
-    missing = {name: share * total for name, share in shares.items() if share > 0}  # groups
+    missing = {name: share * total for name, share in shares.items() if share > 0}  # split -> number of missing groups
     split_of = {}
     for label in sorted(labels, key=lambda label: -n_groups[label]):
         split_of[label] = max(missing, key=lambda name: missing[name])

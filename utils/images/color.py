@@ -25,7 +25,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     if mode == "RGB" and image.mode == "L":
         image = image.convert("RGB")
     if transform is None or image.mode != mode:
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert() copies
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
     return ImageCms.applyTransform(image, transform) or image
 
 

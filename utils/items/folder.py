@@ -84,6 +84,7 @@ def read_items(root: Path, files: Iterable[File]) -> Iterator[dict[str, Any]]:
 
 def image_id(item: dict[str, Any]) -> uuid.UUID:
     """uuid5(NAMESPACE_URL, path relative to the input folder, with slashes, in NFC). Moving the folder keeps the id.
+
     Raises ImageError("bad_record") for a name that is not Unicode.
     """
     if not is_unicode(item["url"]):

@@ -79,7 +79,7 @@ def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
     """Drop the longest fields if all fields together have more than MAX_VALUES values; "url" always stays."""
     sizes = {name: len(value) if isinstance(value, list) else 1 for name, value in fields.items()}
     names = sorted(fields, key=lambda name: (name != "url", sizes[name]))
-    total = 1  # REST_FIELD
+    total = 1  # for REST_FIELD
     kept = {name for name in names if (total := total + sizes[name]) <= MAX_VALUES}
     return {name: value for name, value in fields.items() if name in kept}
 

@@ -102,6 +102,7 @@ def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
 
 def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:
     """Open a file as text: UTF-8, -16 or -32, with or without a byte order mark. Line ends stay as they are.
+
     Bytes that are not UTF-8 become lone surrogates, so that a reader can name their line.
     """
     with opener(path, "rb") as file:

@@ -90,6 +90,7 @@ def is_two_sided(group: Judged) -> bool:
 
 def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> dict[str, float] | None:
     """The similarity that separates kept (n,) and deleted (m,) items best: it maximizes the mean of the two shares.
+
     None if either is empty.
     """
     if not (len(kept) and len(deleted)):
@@ -100,8 +101,8 @@ def best_threshold(kept: np.ndarray, deleted: np.ndarray) -> dict[str, float] | 
     best = int(np.argmax(kept_above + deleted_below))
     figures = {
         "similarity": candidates[best],
-        "kept_above": kept_above[best],  # share of the kept at or above it
-        "deleted_below": deleted_below[best],  # share of the deleted below it
+        "kept_above": kept_above[best],  # share of kept items at or above it
+        "deleted_below": deleted_below[best],  # share of deleted items below it
         "auc": auc(kept, deleted),  # over all groups
     }
     return {name: round(float(figure), 6) for name, figure in figures.items()}

@@ -20,7 +20,7 @@ Group = tuple[list[int], list[int]]  # rows: kept images, the main image first; 
 
 N_DIMS = 128  # the projection is learned on this many leading directions of the collection
 REST = 0.5  # weight of all other directions, mostly noise; on unseen images, removing them is worse than halving them
-N_STEPS, BATCH_GROUPS, LEARNING_RATE, BETAS = 120, 32, 6e-3, (0.9, 0.999)  # of Adam
+N_STEPS, BATCH_GROUPS, LEARNING_RATE, BETAS = 120, 32, 6e-3, (0.9, 0.999)  # settings of Adam
 MARGIN = 0.45  # cosine; a kept and a deleted image below it are far enough apart
 CHUNK = 50_000  # vectors projected at a time
 
