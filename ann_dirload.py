@@ -190,13 +190,13 @@ def agreement(folders: Sequence[ReviewedDir]) -> Iterator[str]:
 
 def next_step(review: Review, load: Load) -> str:
     if is_unfinished(review.root):
-        return f"{review.root} is not finished: python ann_dirrify.py goes on with it"
+        return f"{review.root} is not finished: run python ann_dirrify.py to continue it"
     kept_out = load.different + load.untouched
     kept_out += [folder for folder in load.gone if load.root_of.get(folder.main, review.name) != review.name]
     is_complete = not review.skipped and not review.foreign
     is_complete &= not any(folder.undecided for folder in review.dirs)
     if not is_complete or any(folder.review is review for folder in kept_out):
-        return f"some of {review.root} is not recorded yet: keep the folder until it is"
+        return f"some of {review.root} is not recorded yet: keep the folder until all is recorded"
     is_new = any(folder.review is review for folder in load.recorded + load.discarded)
     done = f"{review.root} is loaded" if is_new else f"nothing new in {review.root}: it was recorded before"
     return f"{done}; it can be deleted and new directories generated (python ann_dirrify.py)"
@@ -236,20 +236,20 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
     """Warnings about findings that look like mistakes rather than decisions."""
     root = review.root
     if any(kind == "misfit" for kind, _ in review.skipped):
-        yield f"warning: {root / 'samples.json'} is another run's, so nothing of {root} is recorded"
+        yield f"warning: {root / 'samples.json'} is from another run, so nothing of {root} is recorded"
     if untouched := untouched_end(review, load):
         first, last, n = untouched[0].name, untouched[-1].name, len(untouched)
-        undo_first = "" if is_dry else "take this load back (python ann_dirload.py --undo) and "
+        undo_first = "" if is_dry else "undo this load (python ann_dirload.py --undo) and "
         again = "" if is_dry else " again"
         is_all = n == len(review.samples)
         yield (
             f"warning: nothing was deleted in the last {n} directories of {root}, "
-            f"{f'{first} to {last}' if n > 1 else first}: if they are not reviewed yet, {undo_first}finish them before "
+            f"{f'{first} to {last}' if n > 1 else first}: if they are not reviewed yet, {undo_first}review them before "
             f"loading{again}, or load with --skip-untouched"
             + ("; a zip unpacked over the original brings deleted images back" if is_all else "")
         )
     if gone := missing_dirs(review, load):
-        remedy = "complete it before loading" if is_dry else "take this load back (--undo) and complete it"
+        remedy = "complete it before loading" if is_dry else "undo this load (--undo) and complete it"
         yield (
             f"warning: {gone} of {root} are missing: they are discarded if the reviewer deleted them; if the copy is "
             f"not complete, {remedy}"

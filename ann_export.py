@@ -62,7 +62,7 @@ def check(args: argparse.Namespace) -> None:
         ("ANN_EXPORT_VALUE", args.ann_export_value, NO_VALUE),
     ):
         if value not in known:
-            raise UserError(f"{constant} is {value!r}; known are {', '.join(known)}")
+            raise UserError(f"{constant} is {value!r}; use one of {', '.join(known)}")
     check_shares(args.ann_export_split, "ANN_EXPORT_SPLIT")
 
 

@@ -129,7 +129,7 @@ def print_summary(folder: Path, figures: Figures) -> None:
             f"compared groups {comparison['groups']}, with images of both {comparison['pooled']}; left out: {left_out}"
         )
         if comparison["is_trained_on"]:
-            print(f"{comparison['collection']} was trained on all compared groups: no evidence about others")
+            print(f"{comparison['collection']} was trained on all compared groups: no evidence about other groups")
     if agreement["directories"]:
         share, kappa = page.cell(agreement["equal"]["value"]), page.cell(agreement["kappa"])
         print(f"second looks {agreement['directories']}, share of images judged alike {share}, Cohen's kappa {kappa}")

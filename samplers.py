@@ -519,7 +519,7 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 
 def _strings(name: str, value: Any) -> list[str]:
     if not (isinstance(value, list) and value and all(isinstance(element, str) for element in value)):
-        raise ValueError(f"option {name!r} must be a list of strings, not empty, but is {value!r}")
+        raise ValueError(f"option {name!r} must be a list of strings that is not empty, but is {value!r}")
     return value
 
 

@@ -591,10 +591,9 @@ def test_the_list_of_another_run_records_nothing(other, capsys):
     (ROOT / "samples.json").write_text(json.dumps(samples))
     assert dirload() == []
     out = capsys.readouterr().out
-    assert "not recorded: 1 folder whose samples.json is another run's" in out
-    assert (
-        out.splitlines()[-1] == f"warning: {ROOT / 'samples.json'} is another run's, so nothing of {ROOT} is recorded"
-    )
+    assert "not recorded: 1 folder with another run's samples.json" in out
+    warning = f"warning: {ROOT / 'samples.json'} is from another run, so nothing of {ROOT} is recorded"
+    assert out.splitlines()[-1] == warning
     assert "can be deleted" not in out
     assert read_discarded() == set()
 
@@ -670,7 +669,7 @@ def test_messages_begin_on_lines_of_their_own(capsys):
 def test_a_dry_run_advises_to_finish_and_not_to_undo(capsys):
     dirload("--dry-run")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "finish them before loading" in last
+    assert "review them before loading" in last
     assert "--undo" not in last
 
 
@@ -898,7 +897,7 @@ def test_a_folder_that_is_being_made_is_waited_for(monkeypatch):
 def test_a_folder_that_was_left_unfinished_is_read_as_it_is(capsys):
     (ROOT / neighbor_dirs.MARKER).write_text("{}")
     assert dirload() == ALL
-    assert "is not finished: python ann_dirrify.py goes on with it" in capsys.readouterr().out
+    assert "is not finished: run python ann_dirrify.py to continue it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

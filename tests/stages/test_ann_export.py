@@ -332,9 +332,9 @@ def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--ann-export-format", "coco"], "known are pairs, triplets"),
-        (["--ann-export-value", "bytes"], "known are path, url, id"),
-        (["--ann-export-split", '{"train": 0.5}'], "sum up to 0.5"),
+        (["--ann-export-format", "coco"], "use one of pairs, triplets"),
+        (["--ann-export-value", "bytes"], "use one of path, url, id"),
+        (["--ann-export-split", '{"train": 0.5}'], "the sum of the shares is 0.5"),
         (["--ann-export-split", '{"../x": 1}'], "not a name for a split"),
         (["--ann-export-split", '{"train": 0.5, "Train": 0.5}'], "differ in case"),
         (["--ann-export-split", '{"train": "all"}'], "number from 0 to 1"),

@@ -185,7 +185,7 @@ class DirImages:
         if self._offline:
             raise UserError(
                 f"no network: {self._offline}. Set IMAGE_CACHE_DIR_PATH to the cache that embed.py filled, or "
-                "HTTPS_PROXY to your proxy; the same command goes on"
+                "HTTPS_PROXY to your proxy, and run again to continue"
             )
         if results[ids[0]].reason:
             self.failures[results[ids[0]].reason] += 1  # its neighbors are not counted: only some were tried

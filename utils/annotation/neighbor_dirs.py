@@ -36,9 +36,9 @@ README_TEXT = """\
 In each folder the image whose name begins with 0_ is the main image. Go through the folders from 0 up:
 1. Delete every image that is not similar to the main image.
 2. Not sure? Make a new folder inside that folder and move the image there.
-3. Never delete the main image alone. If it is of no use, delete its whole folder.
-4. Do not change names. A folder that you leave as it is means: all its images are similar.
-When you are done, return everything, this file too, to: ______________________________
+3. Never delete the main image alone. If it is useless, delete its whole folder.
+4. Do not change names. A folder without changes means that all its images are similar.
+When you are done, return everything, including this file, to: ______________________________
 """
 LIST_EVERY_S = 1.0  # each time, all of samples.json is rewritten: one megabyte for a thousand directories
 
@@ -173,7 +173,7 @@ class DirWriter:
         elif error is None:
             (self.root / MARKER).unlink()
         else:
-            LOG.warning("%s is not finished (%d directories); the same command goes on", self.root, len(self.samples))
+            LOG.warning("%s is not finished (%d directories); run again to continue", self.root, len(self.samples))
 
     def stage(self, main: str) -> Path:
         """The hidden folder in which a directory is made. Its parent exists; the folder does not."""

@@ -57,7 +57,7 @@ KINDS = {  # directories that cannot be recorded: kind -> words for one, for sev
     "no main": ("without main image", "without main image"),
     "no folder": ("folder replaced by a file (put it back)", "folders replaced by files (put them back)"),
     "no id": ("with an image without id (put its id back)", "with images without id (put their ids back)"),
-    "misfit": ("folder whose samples.json is another run's", "folders whose samples.json is another run's"),
+    "misfit": ("folder with another run's samples.json", "folders with another run's samples.json"),
 }
 UNKNOWN, ASIDE, MISPLACED = "unknown", "set aside", "misplaced"  # why an image is undecided
 

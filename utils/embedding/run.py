@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from utils.embedding.encoder import Encoder
 
 READY_BATCHES = 4  # fetched ahead, so that the model never waits; each needs 5 MB at 224 pixels
-NOT_ENCODED = ImageError("model", "the forward pass gives no numbers")
+NOT_ENCODED = ImageError("model", "the forward pass returns no finite numbers")
 
 
 class Plan(NamedTuple):

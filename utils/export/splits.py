@@ -30,7 +30,7 @@ def check_shares(shares: Mapping[str, float], constant: str) -> None:
     if len({name.lower() for name in shares}) < len(shares):
         raise UserError(f"{constant}: two names differ in case only, and some file systems ignore case; rename one")
     if abs(sum(shares.values()) - 1) > 1e-6:
-        raise UserError(f"{constant}: the shares sum up to {sum(shares.values()):g}; they must sum up to 1")
+        raise UserError(f"{constant}: the sum of the shares is {sum(shares.values()):g}; it must be 1")
 
 
 def split_items(

@@ -16,7 +16,7 @@ N_RESAMPLES, PERCENTILES = 2_000, (2.5, 97.5)
 MIN_GROUPS = 20  # two-sided groups; fewer prove nothing about other groups
 MIN_GAIN = 0.02
 NEEDED = (
-    f"no gain: at least {MIN_GAIN} with an interval above 0 is needed. More directories help, informative ones most"
+    f"no gain: at least {MIN_GAIN} with an interval above 0 is needed. More directories help, informative ones the most"
 )
 
 
