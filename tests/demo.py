@@ -1,13 +1,13 @@
-"""The whole pipeline on real photos with real weights, in a few minutes and without network.
+"""Run the whole pipeline on real photos with real weights, in a few minutes and without network.
 
     python tests/demo.py [FOLDER] [--review] [--photos N]
 
 Nineteen photos, each in sixteen variations and twelve details, are served from this machine, embedded, and grouped into
-folders. Then comes the reviewer's part, played by this script (or by you: --review): deleting every image that shows
-another photo than the folder's main image. What is left becomes positives, what is gone hard negatives. A second round
-shows informative images. ann_train.py learns from both rounds, and is judged on details that were in no folder; the
-details were made so that there is something to learn, and illustrate the stage. An export for training, a report, and a
-folder of pictures as input end it. FOLDER (data/demo) is made afresh.
+folders. Then this script (or you: --review) is the reviewer, who deletes every image that shows another photo than the
+folder's main image. Kept images become positives, deleted images hard negatives. A second round shows informative
+images. ann_train.py learns from both rounds, and is evaluated on details that were in no folder. The details were made
+so that there is something to learn; they illustrate the stage. The last steps are an export for training, a report, and
+a folder of pictures as input. The contents of FOLDER (data/demo) are replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, it lacks the repository
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the repository
 
 from tests.support import offline_model
 from tests.support.photos import PHOTOS, Variation, details, precision_at, thumbnail, variations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, MARKER = "model", "made-by-tests-demo.txt"
-FILES = {  # flag -> what it names in the demo's folder; removed when the next run starts
+FILES = {  # flag -> file or folder in the demo's folder; the next run removes it
     "--formatted-data-path": "formatted.json",
     "--chromadb-path": "chroma",
     "--failed-data-path": "failed.json",
@@ -52,9 +52,9 @@ FILES = {  # flag -> what it names in the demo's folder; removed when the next r
     "--logs-dir-path": "logs",
 }
 SECOND_ROUND, PICTURES = "dirrify-2", "pictures"
-N_DETAILS, HELD_OUT = 12, 4  # hard views of each photo, one in four of which is in no folder
-ID_FIELD = "name"  # the server's port is another in each run: a URL identifies no photo here
-N_DIRS, N_NEAREST = 20, 24  # more neighbors than a photo has variations: each folder has something to delete
+N_DETAILS, HELD_OUT = 12, 4  # hard views of each photo; one in four is in no folder
+ID_FIELD = "name"  # not the URL, because the server's port differs in each run
+N_DIRS, N_NEAREST = 20, 24  # more neighbors than a photo has variations, so that each folder has images to delete
 K, MIN_PRECISION, MIN_LEAD = 5, 0.9, 0.15  # precision@K that real weights reach, and their lead over thumbnails
 
 
@@ -100,12 +100,12 @@ def check_requirements() -> None:
 
 
 def start_afresh(folder: Path) -> None:
-    """Remove what an earlier demo left in `folder`, and nothing else. Raises UserError if it holds anything else."""
+    """Remove only the files of an earlier demo from `folder`. Raises UserError if it contains other files."""
     marker = folder / MARKER
     if not marker.exists():
         if folder.exists() and any(folder.iterdir()):
             raise UserError(
-                f"{folder} holds files that are not the demo's; name a folder that is empty or not there yet"
+                f"{folder} contains files that are not from the demo; use an empty folder, or one that does not exist"
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(f"tests/demo.py made this folder; its next run replaces {', '.join(FILES.values())}.\n")
@@ -135,7 +135,7 @@ def is_held_out(photo: Variation) -> bool:
 
 
 def make_model(folder: Path) -> str:
-    """Build the model, or find it built. Returns its CLIP_MODEL_NAME."""
+    """Build the model unless it exists. Returns its CLIP_MODEL_NAME."""
     path = offline_model.build(folder / MODEL)
     print(f"model: EfficientNet-Lite0 with ImageNet weights, as an open_clip model in {shown(path)}", flush=True)
     return f"local-dir:{shown(path)}"
@@ -164,7 +164,7 @@ def embed_and_dirrify(folder: Path, photos: list[Variation], model_name: str) ->
 
 
 def dirrify(folder: Path, name: str, *more: str) -> bool:
-    """One round of directories of images that are not held out. Returns False if there is none."""
+    """Make a round of directories with images that are not held out. Returns False if there are none."""
     paths = ["--chromadb-path", "--image-cache-dir-path", "--annotated-data-path", "--ann-history-path"]
     own = ["--ann-dirrify-dir-path", shown(folder / name), "--ann-dirrify-ndirs", str(N_DIRS)]
     own += ["--ann-dirrify-nnearest", str(N_NEAREST), "--download-allow-local"]
@@ -185,7 +185,7 @@ def export_and_report(folder: Path) -> None:
 
 
 def embed_pictures(folder: Path, photos: list[Variation], model_name: str) -> None:
-    """A folder of files in place of a list: the photos themselves."""
+    """Embed a folder of files instead of a list: the original photos."""
     print("\nA folder as input, into a collection of its own:")
     (folder / PICTURES).mkdir()
     for photo in photos:
@@ -197,23 +197,23 @@ def embed_pictures(folder: Path, photos: list[Variation], model_name: str) -> No
 
 
 def command(script: str, folder: Path, paths: list[str], *more: str) -> list[str]:
-    """A stage's command line, its files in `folder`."""
+    """The command line of a stage whose files are in `folder`."""
     arguments = [argument for flag in paths for argument in (flag, shown(folder / FILES[flag]))]
     return [shown(sys.executable), shown(ROOT / script), *arguments, *more]
 
 
 def run_stage(words: list[str], may_refuse: bool = False) -> bool:
-    """Run a stage, its output on ours. Returns False if it refused (1), which few allow; else that is a UserError."""
+    """Run a stage. With `may_refuse`, returns False for exit code 1. Raises UserError for other exit codes than 0."""
     print(f"\n$ {quoted(words)}", flush=True)
     code = subprocess.run(words).returncode
     if code and not (may_refuse and code == 1):
-        raise UserError(f"{words[1]} ended with {code}; it says why above")
+        raise UserError(f"{words[1]} ended with {code}; see its message above")
     return code == 0
 
 
 # --- the reviewer -----------------------------------------------------------------------------------------------------
 def review(root: Path, photos: list[Variation]) -> list[dict[str, list[str]]]:
-    """Delete what shows another photo than the main image. Returns what annotated.json must say of `root`."""
+    """Delete images that show another photo than the main image. Returns the records that annotated.json must have."""
     photo_of = {id_of(photo): photo.photo for photo in photos}
     decisions = []
     for directory in sorted(root.glob("*_*/"), key=lambda path: rank_and_id(path)[0]):
@@ -226,12 +226,12 @@ def review(root: Path, photos: list[Variation]) -> list[dict[str, list[str]]]:
                 path.unlink()
         decisions.append(decision)
     n_kept, n_deleted = (sum(len(decision[side]) for decision in decisions) for side in ("pos", "neg"))
-    print(f"\nreviewer: {len(decisions)} folders, {n_kept} images kept, {n_deleted} deleted, which show another photo")
+    print(f"\nreviewer: {len(decisions)} folders, {n_kept} images kept, {n_deleted} deleted: they show another photo")
     return decisions
 
 
 def rank_and_id(path: Path) -> tuple[int, str]:
-    """What the name of a folder or an image in it says: "3_ID.jpg" is the image ID at rank 3."""
+    """The rank and id in the name of a folder or an image: "3_ID.jpg" is the image ID at rank 3."""
     rank, _, id_ = path.stem.partition("_")
     return int(rank), id_
 
@@ -240,9 +240,9 @@ def id_of(photo: Variation) -> str:
     return str(item_id({"url": "-", ID_FIELD: photo.name}, ID_FIELD))
 
 
-# --- what came of it --------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 def report_precision(folder: Path, photos: list[Variation]) -> None:
-    """Print precision@K of the stored variations beside that of thumbnails. Raises UserError if it is too low."""
+    """Print precision@K of the stored variations and of thumbnails. Raises UserError if it is too low."""
     import numpy as np
 
     photos = [photo for photo in photos if not is_detail(photo)]
@@ -252,7 +252,7 @@ def report_precision(folder: Path, photos: list[Variation]) -> None:
     print(f"\nprecision@{K} (how many of an image's {K} nearest show the same photo), by exact search:")
     print(f"  the model's embeddings  {model:.3f}\n  8x8 gray thumbnails     {thumbnails:.3f}", flush=True)
     if model < MIN_PRECISION or model - thumbnails < MIN_LEAD:
-        raise UserError(f"the model should reach {MIN_PRECISION} and lead by {MIN_LEAD}: are its weights whole?")
+        raise UserError(f"the model should reach {MIN_PRECISION} and lead by {MIN_LEAD}: are its weights complete?")
 
 
 def stored_vectors(folder: Path, name: str, photos: list[Variation]) -> np.ndarray:
@@ -263,7 +263,7 @@ def stored_vectors(folder: Path, name: str, photos: list[Variation]) -> np.ndarr
 
 
 def train(folder: Path, photos: list[Variation]) -> None:
-    """Run ann_train.py, and print precision@K before and after, of the details that were in no folder."""
+    """Run ann_train.py, and print precision@K before and after for the details that were in no folder."""
     paths = ["--annotated-data-path", "--chromadb-path", "--ann-projection-path", "--logs-dir-path"]
     if run_stage(command("ann_train.py", folder, paths), may_refuse=True):
         labels, asked = [photo.photo for photo in photos], [i for i, photo in enumerate(photos) if is_held_out(photo)]
@@ -276,16 +276,16 @@ def train(folder: Path, photos: list[Variation]) -> None:
 
 
 def report_annotations(folder: Path, photos: list[Variation], decisions: list[dict[str, list[str]]]) -> None:
-    """Print what was annotated. Raises UserError if it is not what the reviewer decided."""
+    """Print the annotations. Raises UserError if they differ from the reviewer's decisions."""
     path = folder / FILES["--annotated-data-path"]
     annotated: list[dict[str, list[str]]] = read_json(path, "annotated data")
     if annotated != decisions:
-        raise UserError(f"{path} is not what the reviewer decided")
+        raise UserError(f"{path} differs from the reviewer's decisions")
     photo_of = {id_of(photo): photo.photo for photo in photos}
     mistaken = Counter((photo_of[record["pos"][0]], photo_of[id_]) for record in annotated for id_ in record["neg"])
     n_positives, n_negatives = (sum(len(record[side]) for record in annotated) for side in ("pos", "neg"))
     print(f"\n{shown(path)}: {len(annotated)} records, {n_positives} positives, {n_negatives} hard negatives,")
-    print("exactly what the reviewer left and deleted. The model takes most often")
+    print("exactly the images that the reviewer kept and deleted. The model most often takes")
     for (main, other), count in mistaken.most_common(3):
         print(f"  {other} for {main} ({count} times)")
 
@@ -301,9 +301,9 @@ def say_how_to_review(folder: Path) -> int:
 
 def say_what_next(folder: Path, model_name: str) -> int:
     print(f"\nFor training: {shown(folder / FILES['--ann-export-dir-path'])}")
-    print(f"To look at in a browser: {shown(folder / FILES['--ann-report-dir-path'] / 'report.html')}")
-    print(f"Look into {shown(folder)}: {', '.join(FILES.values())}")
-    print("\nThe same with your own folder, or your list in data/formatted.json, and this model, without network:")
+    print(f"To open in a browser: {shown(folder / FILES['--ann-report-dir-path'] / 'report.html')}")
+    print(f"All files are in {shown(folder)}: {', '.join(FILES.values())}")
+    print("\nTo use your own folder, or your list in data/formatted.json, with this model and without network:")
     python = shown(sys.executable)
     print(f"  {quoted([python, shown(ROOT / 'embed.py'), '--clip-model-name', model_name])}")
     print(f"  {quoted([python, shown(ROOT / 'ann_dirrify.py')])}")
@@ -312,7 +312,7 @@ def say_what_next(folder: Path, model_name: str) -> int:
 
 
 def shown(path: Any) -> str:
-    """A path as one would type it here: relative where it lies below the working folder."""
+    """A path as a user would type it: relative if it is below the working folder."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
