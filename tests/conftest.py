@@ -1,4 +1,4 @@
-"""What the tests share: a model with real weights, real photos, loopback servers, scripts run as users run them."""
+"""Fixtures for all tests: a model with real weights, real photos, loopback servers, scripts run as users run them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from utils.log import LOG
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# No test leaves this machine: the hub is off unless a test names one of its own, and no proxy comes between.
+# No test leaves this machine: the hub is off unless a test starts its own, and no proxy is used.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 
-# Started in the background, a shell may have had SIGINT ignored, which scripts started by tests would inherit.
+# A shell may ignore SIGINT in background jobs, and scripts started by tests would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -44,7 +44,7 @@ def _quick_children() -> None:
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
-    """A script that runs in this process gives the log handlers of its own and cuts it off from pytest's."""
+    """Undo what a script in this process does to the log: it adds handlers and disconnects those of pytest."""
     yield
     LOG.handlers.clear()
     LOG.propagate = True
@@ -70,7 +70,7 @@ def run_script(tmp_path: Path) -> RunScript:
 
 @pytest.fixture
 def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunScript:
-    """Like run_script, within this process: for what needs torch, which takes seconds to import, and no new process."""
+    """Like run_script, but in this process: for scripts that need torch, whose import takes seconds."""
 
     def run(name: str, *args: object, cwd: Path = tmp_path):
         monkeypatch.chdir(cwd)
@@ -95,13 +95,13 @@ def offline_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def offline_model_name(offline_model_path: Path) -> str:
-    """The same as a CLIP_MODEL_NAME."""
+    """This folder as a CLIP_MODEL_NAME."""
     return f"local-dir:{offline_model_path}"
 
 
 @pytest.fixture(scope="session")
 def small_vit_name(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """CLIP_MODEL_NAME of a small seeded ViT, which bf16 is accurate for."""
+    """CLIP_MODEL_NAME of a small seeded ViT, for which bf16 is accurate enough."""
     return f"local-dir:{offline_model.build_small_vit(tmp_path_factory.mktemp('small'))}"
 
 
@@ -120,7 +120,7 @@ def photo_server(photos: list[Variation]) -> Iterator[PhotoServer]:
 
 @pytest.fixture(scope="session")
 def seeded_vit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Random ViT-B-32 weights, 300 MB: written once a session, gone with it."""
+    """Random ViT-B-32 weights, 300 MB: written once per session, and removed at its end."""
     path = offline_model.save_seeded_vit(tmp_path_factory.mktemp("vit") / offline_model.WEIGHTS_NAME)
     yield path
     path.unlink()

@@ -1,4 +1,4 @@
-"""What keeps the code in shape: where things stand, what may import what, and that the README keeps up."""
+"""Rules for the code: the place of files, the direction of imports, and a README that is up to date."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in it."""
+    """Full names of the modules that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):

@@ -21,7 +21,7 @@ def run_demo(cwd, *args):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, offline_model_path):
-    """A run, and the folder where it was run: one in which an earlier run has made the model."""
+    """A run, and its folder, in which an earlier run has made the model."""
     cwd = tmp_path_factory.mktemp("demo")
     shutil.copytree(offline_model_path, cwd / FOLDER / demo.MODEL)
     (cwd / FOLDER / demo.MARKER).touch()
@@ -30,7 +30,7 @@ def done(tmp_path_factory, offline_model_path):
 
 @pytest.fixture
 def again(done, tmp_path, monkeypatch):
-    """What that run left, to be changed."""
+    """A copy of this run's files that a test may change."""
     shutil.copytree(done[1], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
 

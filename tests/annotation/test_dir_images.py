@@ -86,7 +86,7 @@ def test_an_image_without_a_url_is_left_out(tmp_path):
 
 
 class Slow(Server):
-    """Answers when told to; counts how many requests wait at once."""
+    """Answers when the test allows it; counts the requests that wait at the same time."""
 
     def __init__(self) -> None:
         super().__init__()

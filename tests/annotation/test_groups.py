@@ -1,4 +1,4 @@
-"""utils/annotation/groups.py: what is drawn depends on what came of the groups before, never on when."""
+"""utils/annotation/groups.py: draws depend on the outcomes of earlier groups, never on their timing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N = 400
 
 
 def ring(mains: Sequence[int]) -> list[Neighbors]:
-    """The two on each side, on a ring of N."""
+    """The two neighbors on each side, on a ring of N."""
     return [Neighbors([(main + step) % N for step in (1, -1, 2, -2)], [1.0] * 4, 0) for main in mains]
 
 

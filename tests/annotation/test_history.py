@@ -1,4 +1,4 @@
-"""utils/annotation/history.py: appended durably, read whatever happened to the file."""
+"""utils/annotation/history.py: events are appended durably, and even a damaged file can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""utils/annotation/neighbors.py: the true nearest, whatever the numbers are."""
+"""utils/annotation/neighbors.py: exact nearest neighbors for any vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.annotation import neighbors
 
 
 def brute_force(vectors: np.ndarray, main: int, n: int, eligible: np.ndarray | None = None) -> list[int]:
-    """In float64, ties (to 12 decimals) by row."""
+    """Brute force in float64; ties (to 12 decimals) are in the order of rows."""
     wide = vectors.astype(np.float64)
     wide /= np.sqrt((wide**2).sum(axis=1, keepdims=True))
     cosines = np.round([float(np.sum(row * wide[main])) for row in wide], 12)
@@ -32,7 +32,7 @@ def test_the_nearest_are_those_of_brute_force(n, dimension):
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 60), n_values=st.integers(1, 3), n_nearest=st.integers(1, 70))
 def test_ties_are_in_the_order_of_ids(seed, n, n_values, n_nearest):
-    """Vectors of few different values have many ties, equal vectors and zeros among them."""
+    """Vectors of few different values have many ties, and include equal vectors and zeros."""
     vectors = np.random.default_rng(seed).integers(0, n_values + 1, (n, 3)).astype(np.float32)
     neighbors.normalize(vectors)
     for main, found in enumerate(neighbors.nearest(vectors, range(n), n_nearest)):
@@ -108,7 +108,7 @@ def test_normalizing_keeps_the_bits_of_what_is_normalized():
 
 # --- several rankings in turns ----------------------------------------------------------------------------------------
 def test_two_rankings_in_turns_by_hand():
-    """Of rank 1 both bring 5; of rank 2 the first brings 2, the second 7. A ranking that ends lets the other go on."""
+    """At rank 1, both rankings have 5; at rank 2, the first has 2, the second 7. The longer ranking goes on alone."""
     assert neighbors.interleave([[5, 2, 9], [5, 7, 2, 4, 3]], first=0) == {5: 0, 2: 0, 7: 1, 9: 0, 4: 1, 3: 1}
     assert list(neighbors.interleave([[5, 2, 9], [8, 7, 2]], first=1)) == [8, 5, 7, 2, 9]
 

@@ -1,4 +1,4 @@
-"""utils/annotation/records.py: the annotated data, whole or not at all."""
+"""utils/annotation/records.py: the annotated data are replaced completely or not at all."""
 
 from __future__ import annotations
 

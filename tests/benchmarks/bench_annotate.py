@@ -1,4 +1,4 @@
-"""How fast the annotation stages are, against what the machine allows and against the obvious way to do it.
+"""Measure the speed of the annotation stages, against the limit of the machine and against the obvious way to do it.
 
     python -m tests.benchmarks.bench_annotate [--n 100000] [--folder DIR]
 
@@ -137,7 +137,7 @@ def measure_dirrify(n_dirs: int) -> dict[str, float]:
 
 
 def measure_parts(n_dirs: int) -> dict[str, float]:
-    """The parts of ann_dirrify.py one after another, and the least that its two main parts can take."""
+    """The parts of ann_dirrify.py one after another, and the minimum time of its two main parts."""
     result: dict[str, float] = {}
     samples = neighbor_dirs.read_samples(Path("data/dirrify"))
     with collection.reading(Path("data/chroma"), "images") as images:
@@ -166,7 +166,7 @@ def measure_parts(n_dirs: int) -> dict[str, float]:
 
 
 def measure_review(folder: Path, n_dirs: int) -> dict[str, float]:
-    """Three turns of each, the best of each."""
+    """The best of three turns of each."""
     shutil.rmtree(folder / "review", ignore_errors=True)
     paths = [folder / "review" / "cache" / id_[:2] / f"{id_}.jpg" for id_ in (id_of(f"12 MP {n}") for n in range(21))]
     noise = np.random.default_rng(0).integers(-8, 8, (3000, 4000, 1))

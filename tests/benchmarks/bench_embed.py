@@ -1,4 +1,4 @@
-"""How near does embed.py come to what this machine can do, and what do the usual ways reach? Offline, on one machine.
+"""Measure how close embed.py gets to the limit of this machine, and the usual ways for comparison. Runs offline.
 
     python tests/benchmarks/bench_embed.py            # five to six minutes on two cores
     python tests/benchmarks/bench_embed.py --quick    # one short round, without the web and memory: about two

@@ -1,4 +1,4 @@
-"""What ann_export.py and ann_report.py cost: 10,000 groups of 21 images, out of a collection of 100,000 x 512.
+"""Measure time and memory of ann_export.py and ann_report.py: 10,000 groups of 21 images from 100,000 x 512.
 
     python -m tests.benchmarks.bench_export [--folder DIR] [--formats NAME ...] [--groups 10000] [--report-groups 1000]
 

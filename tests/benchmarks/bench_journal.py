@@ -1,4 +1,4 @@
-"""What the journal costs embed.py: time a record against embedding it, and bytes against the vectors themselves.
+"""Measure the cost of the journal: its time per record against embedding, and its bytes against the vectors.
 
     python tests/benchmarks/bench_journal.py [--records 100000] [--images-per-s 70]
 

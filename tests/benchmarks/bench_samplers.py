@@ -1,4 +1,4 @@
-"""Which folders are worth most? Replays labeled sets with a reviewer who keeps what has the main image's label.
+"""Compare samplers: replay labeled sets with a reviewer who keeps the images with the main image's label.
 
     python tests/benchmarks/bench_samplers.py              # both sets, ten seeds: about 15 minutes on two cores
     python tests/benchmarks/bench_samplers.py --quick      # two seeds, budgets to 20

@@ -1,4 +1,4 @@
-"""What leaving one process costs and brings: Ray against the single process, two actors against one, a server's writer.
+"""Measure Ray against the single process, two actors against one, and the memory of a Chroma server's writer.
 
     python tests/benchmarks/bench_scale.py [overhead] [latency] [writer] [--n N]
 

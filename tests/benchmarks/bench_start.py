@@ -1,4 +1,4 @@
-"""What a start of embed.py with nothing to do costs beside a large store: seconds, and memory of the largest process.
+"""Measure a start of embed.py with nothing to do and a large store: seconds, and memory of the largest process.
 
     python tests/benchmarks/bench_start.py [--records 100000]
 

@@ -1,4 +1,4 @@
-"""What bench_embed.py measures beside embed.py itself, each in a process of its own.
+"""The parts that bench_embed.py measures besides embed.py, each in a process of its own.
 
     python tests/benchmarks/embed_parts.py PART ARGUMENTS-AS-JSON
 

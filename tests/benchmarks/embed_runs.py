@@ -1,4 +1,4 @@
-"""Runs of embed.py as a user starts it, watched from outside: when what was stored, and how much memory it took."""
+"""Runs of embed.py as a user starts it, observed from outside: the times of storing, and the memory used."""
 
 from __future__ import annotations
 

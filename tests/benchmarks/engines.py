@@ -1,4 +1,4 @@
-"""How else a list of URLs becomes vectors: contenders of bench_embed.py that run whole, each in a process of its own.
+"""Other ways to turn a list of URLs into vectors: contenders of bench_embed.py, each run in a process of its own.
 
     python tests/benchmarks/engines.py NAME ARGUMENTS-AS-JSON
 

@@ -1,4 +1,4 @@
-"""Two photo servers in one process of its own, as a benchmark's far end: a near one, and the web with its moods.
+"""Two photo servers for benchmarks, in one separate process: a near server, and a simulation of the web.
 
     python tests/benchmarks/image_server.py FOLDER
 

@@ -1,4 +1,4 @@
-"""Load what ann_export.py writes with the programs that it is written for: one short function per format.
+"""Load the files of ann_export.py with the programs that they are for: one short function per format.
 
     python -m tests.benchmarks.load_exports data/export/triplets.train.csv
 

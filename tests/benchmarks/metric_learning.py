@@ -1,4 +1,4 @@
-"""How well a projection retrieves held-out images; and the recipe before ann_train.py, kept for comparison."""
+"""Measure how well a projection retrieves held-out images; and the recipe before ann_train.py, for comparison."""
 
 from __future__ import annotations
 

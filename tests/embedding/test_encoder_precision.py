@@ -1,4 +1,4 @@
-"""The precision that a model runs in: what it must reach, who decides, and that the decision is kept."""
+"""The precision of a model: the accuracy it must reach, how it is chosen, and that the choice is stored."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def failing(condition):
 
 
 class Clock:
-    """Time that only a forward pass takes: `costs` seconds per image in each precision."""
+    """A clock that only forward passes advance: `costs` seconds per image in each precision."""
 
     def __init__(self, **costs: float) -> None:
         self.now, self.costs, self.n_images = 0.0, costs, dict.fromkeys(costs, 0)
@@ -90,7 +90,7 @@ def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def vit(small_vit_name: str, has_bf16: None):
-    """vit(clock, precision, known): that ViT, with that clock."""
+    """vit(clock, precision, known): the small ViT with this clock."""
 
     def load(clock: Clock, precision: str = "auto", known: dict | None = None) -> encoder.Encoder:
         return clock.pace(encoder.load(small_vit_name, "", "cpu", precision, known, clock))
@@ -179,7 +179,7 @@ def test_a_remembered_precision_is_not_chosen_again_on_the_same_processor(vit, p
     assert facts["precision"] == "fp32" and facts["dimension"] == 64
     again = vit(clock, known=facts)
     assert not again.has_choice and again.precision == "fp32"
-    assert vit(clock, "bf16", known=facts).has_choice  # asked for: held against fp32
+    assert vit(clock, "bf16", known=facts).has_choice  # requested by the user: compared with fp32
     elsewhere = vit(Clock(bf16=0.01, fp32=0.02), known={**facts, "processor": "another"})
     assert elsewhere.has_choice and elsewhere.choose_precision(pixels, is_last=True)
     assert elsewhere.precision == "bf16"
@@ -306,7 +306,7 @@ def test_the_choice_is_stored_and_holds_for_the_next_run(
 def test_a_device_lost_on_the_way_ends_the_run_and_keeps_what_is_stored(
     run_here, tmp_path, photos, photo_server: PhotoServer, offline_model_name, monkeypatch
 ):
-    """The second batch meets a device that is gone: no failure is noted, and the next run embeds the rest."""
+    """The device is gone at the second batch: no failure is noted, and the next run embeds the rest."""
     urls = [f"{photo_server.url}/{photo.name}" for photo in photos[::6]]
     flags = ("--precision", "fp32", "--batch-size", "4")
 

@@ -37,7 +37,7 @@ def jobs_of(urls: list[str]) -> list[Job]:
 
 
 def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.ndarray:
-    """A loader whose jobs say by their url what happens to them."""
+    """A loader for jobs whose url names the event to play."""
     what = job.url.rpartition("/")[2]
     if what == "dies downloading":
         os._exit(4)
@@ -65,7 +65,7 @@ def play(job: Job, _settings: FetchSettings, cache: ImageCache, decoding) -> np.
 
 
 class FewThreads:
-    """play, in a worker process that can start no more than this many threads."""
+    """play(), in a worker process that can start at most this many threads."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -221,7 +221,7 @@ def test_a_cache_that_is_full_is_said_once(caplog: pytest.LogCaptureFixture):
 
 
 class SlowHost(PhotoServer):
-    """Answers /slow... only once it was asked for all that is not slow; notes how many were in flight at once."""
+    """Answers /slow... only after all requests for other paths; notes how many requests were in flight at once."""
 
     def __init__(self, photo: bytes, n_others: int) -> None:
         super().__init__({})

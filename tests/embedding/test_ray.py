@@ -1,4 +1,4 @@
-"""embed.py on a real local Ray of two actors: the same collection as one process makes, also when an actor dies."""
+"""embed.py on a real local Ray with two actors: the same collection as from one process, even if an actor dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT_S = 300
 
 
 class Trap(PhotoServer):
-    """Kills one of the actors of a run when `deadly` of its photos have been asked for."""
+    """Kills one of the actors of a run after `deadly` requests for photos."""
 
     run: subprocess.Popen[str]
     deadly = 0

@@ -1,4 +1,4 @@
-"""The default as shipped, config.py and all: ViT-B-32 from the hub, which a loopback server plays."""
+"""The shipped default of config.py: ViT-B-32 from the hub, which a loopback server plays."""
 
 import json
 import os

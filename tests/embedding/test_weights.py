@@ -1,4 +1,4 @@
-"""utils/embedding/weights.py: which model it is, where its weights are, and one line where there are none."""
+"""utils/embedding/weights.py: the identity of a model, the place of its weights, and one line if there are none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.store.model import same_model
 
 @pytest.fixture
 def local(tmp_path: Path) -> Path:
-    """A local-dir as far as its files go."""
+    """The files of a local-dir, without real weights."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text('{"model_cfg": {}}')

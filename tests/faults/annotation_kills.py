@@ -1,4 +1,4 @@
-"""Kill ann_dirrify.py and ann_dirload.py again and again, and look each time whether what is there can be trusted.
+"""Kill ann_dirrify.py and ann_dirload.py repeatedly, and check each time that their files are correct.
 
 python -m tests.faults.annotation_kills [--kills 50] [--seed 0]
 """
@@ -43,7 +43,7 @@ def run(folder: Path, script: str, *flags: str, kill_at: int = 0, watch: str = "
 
 
 def make_images(folder: Path) -> None:
-    """Most are in the cache, some must be loaded, some never can be: data: URLs, so that there is no network."""
+    """Most images are in the cache, some must be loaded, some cannot be loaded. data: URLs need no network."""
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image_bytes(i)).decode()}" for i in range(N)]
     urls[::7] = [f"data:text/html,not an image {i}" for i in range(0, N, 7)]
     ids = make_collection(random_vectors(N), urls, folder / "data/chroma")
@@ -71,7 +71,7 @@ def kill_dirrify(folder: Path, n_kills: int, seed: int) -> dict[str, int]:
 
 
 def check_root(root: Path, whole: dict[str, bytes]) -> None:
-    """Whatever can be seen is as in the uninterrupted run; whatever is listed is there."""
+    """All visible files are as in the uninterrupted run, and all listed directories exist."""
     visible = (
         {name: content for name, content in tree(root).items() if not name.startswith(".")} if root.exists() else {}
     )

@@ -1,4 +1,4 @@
-"""Kill embed.py again and again at random moments, and look each time whether what it acknowledged is still there.
+"""Kill embed.py repeatedly at random moments, and check each time that all acknowledged records are still there.
 
     python -m tests.faults.embed_kills [--kills 100] [--seed 0] [--light]
 
@@ -91,7 +91,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def kill_after(process: subprocess.Popen[bytes], seconds: float, is_group: bool) -> bool:
-    """Whether the process was still there to be killed."""
+    """Whether the process was still running, and is killed now."""
     try:
         assert process.wait(seconds) == 0
         return False

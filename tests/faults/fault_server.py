@@ -1,4 +1,4 @@
-"""A web server that does everything wrong, one path per fault, each with the outcome that it must come to.
+"""A web server that does everything wrong: one path per fault, each with its expected outcome.
 
     with FaultServer() as server:
         server.url("slow_body")    # http://127.0.0.1:PORT/slow_body
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CERTIFICATE = Path(__file__).with_name("test_server.pem")  # self-signed, with its key; worth nothing anywhere else
+CERTIFICATE = Path(__file__).with_name("test_server.pem")  # self-signed, with its key; for these tests only
 STORED = "stored"
 FAULTS: dict[str, str] = {}  # name -> reason of the failure, or STORED
 _HANDLERS: dict[str, Callable[[Visit], None]] = {}
@@ -41,7 +41,7 @@ _BOMB_BYTES = 60_000_000  # unpacked; above DOWNLOAD_MAX_BYTES
 class FaultServer:
     """Serves on a free port of the loopback interface until the block ends, over HTTPS with `tls`.
 
-    It is also a proxy to itself: whatever host is asked for, or given to CONNECT, the answer is its own.
+    It is also a proxy to itself: it answers requests and CONNECT for any host.
     """
 
     def __init__(self, tls: bool = False) -> None:
@@ -131,7 +131,7 @@ class Visit:
         )
 
     def drip(self, data: bytes) -> None:
-        """A byte at a time, until the client or the server has had enough."""
+        """Send one byte at a time, until the client or the server stops."""
         for byte in data:
             if self.server._stop.wait(_DRIP_S):
                 return
@@ -162,7 +162,7 @@ def photo(format: str = "JPEG", size: tuple[int, int] = (96, 64)) -> bytes:
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
-    """A 1-bit gray PNG with these compressed rows, whatever they are."""
+    """A 1-bit gray PNG with these compressed rows, which may be invalid."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

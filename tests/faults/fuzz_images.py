@@ -29,7 +29,7 @@ _PREPROCESS = Preprocess((32, 32), "shortest", "bicubic", 0)
 
 @functools.cache
 def _seed(format: str, mode: str = "RGB", frames: int = 1, **options: object) -> bytes:
-    """A 48x40 picture with some noise in it, so that its file has substance."""
+    """A 48x40 picture with some noise, so that its file is not tiny."""
     y, x = np.mgrid[0:40, 0:48]
     noise = np.random.default_rng(0).integers(0, 60, (40, 48))
     channels = [x * 4 + noise, y * 4 + noise, (x + y) * 2 + noise, 255 - x * 3]

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def die_at(n: int, folder: Path) -> None:
-    """From now on, kill this process at its `n`-th change to the files in `folder`."""
+    """Kill this process at its `n`-th change, from now on, to the files in `folder`."""
     numbers, inside = itertools.count(1), str(folder.resolve())
 
     def watch(event: str, args: tuple[Any, ...]) -> None:

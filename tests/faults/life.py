@@ -92,7 +92,7 @@ def vector_of(number: int) -> np.ndarray:
 
 
 def pick(values: list[Any], choices: list[int]) -> list[Any]:
-    """Different ones of `values`, as the numbers say."""
+    """Different elements of `values`, chosen by the numbers."""
     return list(dict.fromkeys(values[choice % len(values)] for choice in choices)) if values else []
 
 
@@ -248,7 +248,7 @@ class Life(RuleBasedStateMachine):
         return json.loads(path.read_text()) if path.exists() else []
 
     def in_collection(self, task: Callable[[Any], None]) -> None:
-        """Something that a person does to the collection with a program of his own."""
+        """A change that a person makes to the collection with another program."""
 
         def open_and_do() -> None:
             task(collections.open_client(Path("data/chroma")).get_collection("images", embedding_function=None))
@@ -287,7 +287,7 @@ class Life(RuleBasedStateMachine):
         return parts
 
     def check_collection(self, versions: dict[str, int]) -> None:
-        """The collection holds what is stored and was not deleted, each with its vector, url and version."""
+        """The collection has every stored record that was not deleted, with its vector, url and version."""
         expected = {id_: NUMBERS[id_] for id_ in self.stored - self.gone}
 
         def look(collection: Any) -> None:
@@ -384,7 +384,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     @logged
     def embed_twice_at_once(self) -> None:
-        """A second writer waits for nothing: it says who is writing, or comes after him."""
+        """A second writer does not wait: it names the current writer, or runs after it."""
         flags = self.embed_flags()
         command = shlex.join(["python", "embed.py", *flags])
         self.shell.append(f"{command} & {command}")
@@ -458,7 +458,7 @@ class Life(RuleBasedStateMachine):
     @rule(choice=one, choices=several)
     @logged
     def review(self, choice: int, choices: list[int]) -> None:
-        """Somebody deletes images of one directory, or puts some back from the trash."""
+        """A reviewer deletes images of one directory, or restores some from the trash."""
         root, main = self.a_dir(choice)
         if not root:
             return
@@ -602,7 +602,7 @@ class Life(RuleBasedStateMachine):
 
 
 def read_export(folder: Path, kind: str) -> set[tuple[str, str, int]]:
-    """(main, id, label) of whatever an export says."""
+    """(main, id, label) of each judgment in an export."""
     found = set()
     for path in folder.glob(f"{kind}.*"):
         text = path.read_text()
@@ -667,7 +667,7 @@ def play_once() -> None:
 
 
 def live(steps: int, seed: int, shrinks: bool) -> None:
-    """So many steps, in lives of STEPS each. Raises AssertionError."""
+    """Run this many steps, in lives of STEPS each. Raises AssertionError."""
     core.global_force_seed = seed  # type: ignore[attr-defined]
     chosen = settings(
         max_examples=max(1, steps // STEPS), stateful_step_count=min(STEPS, steps), deadline=None, database=None,

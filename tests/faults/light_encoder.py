@@ -1,4 +1,4 @@
-"""An encoder that needs no torch and no time, so that a kill meets the storing and not seconds of imports."""
+"""An encoder that needs no torch and no time, so that a kill interrupts storing and not seconds of imports."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class LightEncoder:
 
 
 def install() -> None:
-    """In place of the one that embed.py loads."""
+    """Replace the encoder that embed.py loads."""
     encoder.load = lambda *_: LightEncoder()  # type: ignore

@@ -101,13 +101,13 @@ class File:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it counts as the image where it belongs, rather than as unknown."""
+        """Whether the file counts as the image in its own directory, and not as unknown."""
         return self.content in (WHOLE, EDITED) or (self.named == IMAGE and self.content == PART)
 
 
 @dataclass
 class Verdict:
-    """What a directory says: recorded with these ids, or not."""
+    """The expected decision of a directory: recorded with these ids, or not."""
 
     kept: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class Verdict:
 
 
 class Reviewer:
-    """One or two roots, and what is done to them."""
+    """One or two roots, and the actions on them."""
 
     def __init__(self, rng: random.Random, prefix: str = "root") -> None:
         self.rng = rng
@@ -188,7 +188,7 @@ class Reviewer:
     # --- what people and programs do ---------------------------------------------------------------------------------
 
     def act(self) -> None:
-        """One thing, at random; nothing if it cannot be done now."""
+        """Do one random action; nothing if it is impossible now."""
         often = [self.delete] * 8 + [self.rename_file, self.drag, self.discard] * 2
         seldom = [self.copy, self.rotate, self.empty, self.sidecars, self.restore, self.link, self.new_folder]
         programs = [self.evict, self.evict, self.lose_id_of_file, self.short_name, self.set_aside, self.trash]
@@ -201,13 +201,13 @@ class Reviewer:
             self.files.remove(file)
 
     def take_away(self) -> None:
-        """Out of the roots: the same as deleted."""
+        """Move an image out of the roots, which is the same as deleting it."""
         if file := self.a_file(mains=False):
             file.path.rename(Path(f"outside {self.new_id()}.jpg"))
             self.files.remove(file)
 
     def trash(self) -> None:
-        """Into a system's folder: the same as deleted."""
+        """Move an image into a system folder, which is the same as deleting it."""
         if file := self.a_file(mains=False):
             target = self.rng.choice([*self.folders, *self.roots]).path / self.rng.choice(TRASH)
             target.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class Reviewer:
             self.files.remove(file)
 
     def restore(self) -> None:
-        """From the trash, to where it was made."""
+        """Restore an image from the trash to its directory."""
         for folder in self.group_folders():
             there = {file.id for file in self.files if file.folder is folder}
             gone = [
@@ -265,7 +265,7 @@ class Reviewer:
             self.fill(file, self.rng.choice([file.content, file.content, EDITED, PART]))
 
     def short_name(self) -> None:
-        """As Windows shows it to old programs."""
+        """Give a file the short name that Windows shows to old programs."""
         file = self.a_file(mains=False)
         if file and not self.is_shared(file.id) and file.folder.main == file.group:
             n = self.rng.choice([6, 7, 8])
@@ -274,7 +274,7 @@ class Reviewer:
                 self.fill(file, self.rng.choice([file.content, file.content, PART]))
 
     def special(self) -> None:
-        """A pipe or a folder in place of an image, as some programs download."""
+        """Put a pipe or a folder in the place of an image, as some programs do while they download."""
         file = self.a_file(mains=False)
         if file and file.named == IMAGE and not self.is_shared(file.id) and file.folder.main == file.group:
             file.path.unlink()
@@ -287,7 +287,7 @@ class Reviewer:
                 (file.path / "Info.plist").write_bytes(b"<plist>")
 
     def set_aside(self) -> None:
-        """Into a sub-folder of its directory: the reviewer's maybe."""
+        """Move an image into a sub-folder of its directory: the reviewer's "maybe"."""
         if (file := self.a_file(mains=False)) and file.folder.main == file.group:
             maybe = next((f for f in self.folders if f.parent is file.folder and not f.main and not f.is_strange), None)
             if maybe is None:
@@ -303,7 +303,7 @@ class Reviewer:
         return True
 
     def drag(self) -> None:
-        """Into another folder: a directory, a sub-folder, the root itself."""
+        """Move an image into another folder: a directory, a sub-folder or the root."""
         if (file := self.a_file(mains=self.rng.random() < 0.2)) and file.is_legible:
             self.move_file(file, self.rng.choice([*self.folders, *self.roots]))
 
@@ -347,7 +347,7 @@ class Reviewer:
                 (folder.path / way).write_bytes(self.rng.choice([b"junk", self.bytes[id_], b""]))
 
     def link(self) -> None:
-        """In place of an image: it could be anything."""
+        """Replace an image by something that could be anything."""
         if (file := self.a_file(mains=False)) and file.named == IMAGE:
             file.path.rename(Path(f"outside {self.new_id()}.jpg"))
             file.path.symlink_to(Path("outside").absolute())
@@ -371,7 +371,7 @@ class Reviewer:
             self.files.append(file)
 
     def stash(self) -> None:
-        """A directory becomes something that is no folder any more: packed, hidden, linked."""
+        """Turn a directory into something that is not a folder: pack, hide or link it."""
         folder = self.a_folder()
         if folder and folder.main and folder.parent is self.home[folder.main] and not self.twins(folder):
             target = folder.parent.path / self.rng.choice(
@@ -509,7 +509,7 @@ def _ignore_pipes(folder: str, names: list[str]) -> list[str]:
 
 
 class Desk:
-    """The one who loads: records and discards as they must be, and what every load may be taken back to."""
+    """The person who loads: the expected records and discards, and the states to which loads can be undone."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -558,7 +558,7 @@ class Desk:
         return told
 
     def _decide(self, reviewer: Reviewer, root: Folder, main: str, flags: list[str], told: Counter[str]) -> bool:
-        """Returns whether all that the directory says is in the records."""
+        """Whether all decisions of the directory are in the records."""
         own = [
             r
             for r in self.records
@@ -615,7 +615,7 @@ def run(*flags: str) -> str:
 
 
 def check_told(out: str, told: Counter[str], is_dry: bool) -> None:
-    """Standard output counts whatever is neither positive nor negative, nor recorded, nor safe to delete."""
+    """Standard output counts everything that is undecided, not recorded, or not safe to delete."""
     found: Counter[str] = Counter()
     for line in out.splitlines():
         found["unknown"] += _number(r"^unknown: neither positive nor negative, (\d+) images", line)

@@ -1,4 +1,4 @@
-"""embed.py where the disk is full, nothing may be written, or the network is down: one line, and a rerun goes on."""
+"""embed.py with a full disk, without write permission, or without network: one line, and a rerun continues."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_folder_that_is_read_only_is_one_line(folder: Path, offline_model_name
 def test_a_network_that_is_down_fails_no_image(folder: Path, offline_model_name: str, monkeypatch: pytest.MonkeyPatch):
     urls = [f"http://host-{number}.example/photo.jpg" for number in range(60)]
     (folder / "data/formatted.json").write_text(json.dumps([{"url": url} for url in urls]))
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")  # a network that no test depends on
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")  # no test depends on this network
     done = embed(folder, offline_model_name, "")
     assert_one_line(done, "60 downloads in a row failed: the proxy does not answer (Connection refused)")
     assert json.loads((folder / "data/failed.json").read_text()) == []

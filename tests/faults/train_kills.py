@@ -1,4 +1,4 @@
-"""Kill ann_train.py while it replaces the trained collection: it must be the old one or the new one each time.
+"""Kill ann_train.py while it replaces the trained collection, which must be the old or the new one each time.
 
 python -m tests.faults.train_kills [--kills 20] [--seed 0]
 """

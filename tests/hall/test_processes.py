@@ -1,4 +1,4 @@
-"""utils/processes.py: what a child process gives back, and how its death is told."""
+"""utils/processes.py: the results of a child process, and how its death is reported."""
 
 from __future__ import annotations
 

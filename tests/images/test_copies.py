@@ -1,4 +1,4 @@
-"""utils/images/copies.py: what a reviewer gets to see. Thumbnails are tested with the report."""
+"""utils/images/copies.py: review copies. Thumbnails are tested with the report."""
 
 from __future__ import annotations
 

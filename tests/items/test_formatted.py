@@ -27,7 +27,7 @@ ITEMS = st.dictionaries(NAMES, VALUES, max_size=6).map(lambda item: {"url": "htt
 
 
 def same(one: object, other: object) -> bool:
-    """Equal in type, too; NaN is itself."""
+    """Equal in value and type; NaN equals NaN."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
@@ -58,7 +58,7 @@ def test_items_survive_chroma_exactly(collection, items: list[dict]):
 
 
 def wide(sizes: list[int], n_fields: int) -> dict:
-    """An item with lists of these sizes, each of another type of element, and so many other fields."""
+    """An item with lists of these sizes, each with another element type, and this many other fields."""
     elements = [lambda i: i + 0.5, lambda i: f"é{i}", lambda i: i, lambda i: i % 2 == 0]
     lists = {f"list {n}": [elements[n % 4](i) for i in range(size)] for n, size in enumerate(sizes)}
     return {f"field {i}": i for i in range(n_fields)} | lists | {"url": "http://x/"}

@@ -1,4 +1,4 @@
-"""ann_dirload.py: what a reviewer and his file manager left, and what it comes to."""
+"""ann_dirload.py: the decisions that it reads from folders after a reviewer and a file manager changed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ann_dirrify.py: the folders that it makes, and what stops it or makes it choose other images."""
+"""ann_dirrify.py: the folders that it makes, and the causes for an error or for other images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 @pytest.fixture
 def ids(vectors: np.ndarray) -> list[str]:
-    """Of a collection of N images, all in the cache."""
+    """Ids of a collection of N images, all in the cache."""
     ids = make_collection(vectors, [f"http://photos.invalid/{i}.jpg" for i in range(N)])
     fill_cache(ids)
     return ids
@@ -57,7 +57,7 @@ def server() -> Iterator[PhotoServer]:
 
 @pytest.fixture
 def web_ids(vectors: np.ndarray, server: PhotoServer) -> list[str]:
-    """Of a collection of N images, none in the cache."""
+    """Ids of a collection of N images, none in the cache."""
     return make_collection(vectors, [f"{server.url}/{i}.jpg" for i in range(N)])
 
 
@@ -323,7 +323,7 @@ INFORMATIVE = ["--ann-dirrify-pick", "informative", "--ann-dirrify-pick-among", 
 
 @pytest.fixture
 def decided(vectors: np.ndarray, ids: list[str]) -> list[str]:
-    """Of a collection with one annotated group: its ids by similarity to the main image, which is among them."""
+    """The ids of a collection with one annotated group, by similarity to its main image, which is included."""
     by_similarity = [ids[row] for row in np.argsort(-(vectors @ vectors[0]))]
     ANNOTATED.write_text(json.dumps([{"pos": by_similarity[:10], "neg": by_similarity[10:20]}]))
     return by_similarity

@@ -136,7 +136,7 @@ def test_yield_counts_the_last_outcome_of_each_directory(ids):
 
 
 def test_yield_credits_the_sampler_of_the_reviewed_directory(ids):
-    """Not that of a later directory with the same main image, which nobody has reviewed."""
+    """A later directory with the same main image, which nobody has reviewed, is not the origin."""
     found = reported_yield(
         [shown("first", "a"), shown("second", "a", "herding"), loaded("first", "a", ["a", "x"], ["y"])]
     )
@@ -228,7 +228,7 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
 
 
 def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(ids, capsys):
-    """Unless it was trained on all: then it says so."""
+    """If it was trained on all groups, the report says so."""
     from utils.store.collection import DERIVED, open_client
 
     def compared(trained_on):
@@ -379,7 +379,7 @@ def test_report_counts_what_is_annotated(ids, capsys):
 
 
 def test_another_collection_is_judged_by_the_same_annotations(ids, monkeypatch):
-    """A model that places the kept beside their main image wins over random vectors."""
+    """A model that places kept images near their main image wins over random vectors."""
     vectors = random_vectors(len(ids))
     vectors = np.stack([vectors[i - i % SIZE] if i % SIZE < 3 else vector for i, vector in enumerate(vectors)])
     from utils.store.collection import open_client

@@ -1,4 +1,4 @@
-"""ann_train.py: what it writes when the decisions teach something, and that it writes nothing when they do not."""
+"""ann_train.py: its results if something can be learned from the decisions, and no files if not."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_embed_refuses_to_write_into_it_and_says_why(trained, tmp_path):
 
 
 def derive(shop: Workshop, scale: float) -> None:
-    """What a run does that is killed before `promote`."""
+    """Do what a run does that is killed before promote()."""
     facts = {**MODEL, collection.DERIVED: str(scale)}
     index.call(index.derive, shop.chroma, "images", "images_trained", Scaled(scale), facts)
 

@@ -150,7 +150,7 @@ def test_an_empty_list_is_done_and_one_of_failures_alone_ends_with_1(tmp_path: P
 def test_a_run_that_is_stopped_keeps_what_it_has(
     tmp_path: Path, number: signal.Signals, offline_model_name: str, photos
 ):
-    """The whole process group is told, as a terminal does; some photos never come."""
+    """The signal goes to the whole process group, as from a terminal; some photos never arrive."""
 
     class Stalling(PhotoServer):
         def answer(self, request) -> None:

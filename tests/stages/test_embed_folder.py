@@ -1,4 +1,4 @@
-"""embed.py with a folder of images, and the later stages that read its files where they lie."""
+"""embed.py with a folder of images, and the later stages, which read its files in place."""
 
 from __future__ import annotations
 

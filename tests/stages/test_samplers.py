@@ -1,4 +1,4 @@
-"""The samplers: what each promises by hand-computed case, by property, and by the behavior its paper describes."""
+"""The samplers: their guarantees, by hand-computed cases, properties, and the behavior that their papers describe."""
 
 from __future__ import annotations
 

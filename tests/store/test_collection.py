@@ -1,4 +1,4 @@
-"""utils/store/collection.py: read in the order asked for, in pages that Chroma can bear, faults in one line."""
+"""utils/store/collection.py: reading in the requested order, in pages that Chroma can process, faults in one line."""
 
 from __future__ import annotations
 

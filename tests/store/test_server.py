@@ -52,7 +52,7 @@ def fill(store: Store, n: int, seed: int = 0) -> None:
 
 # --- the scripts ------------------------------------------------------------------------------------------------------
 class Saboteur(PhotoServer):
-    """Kills a Chroma server when half of its photos have been asked for."""
+    """Kills a Chroma server after half of the photos have been requested."""
 
     chroma: ChromaServer
 
@@ -224,7 +224,7 @@ def test_each_writer_stores_its_own_records_again_after_a_loss_of_the_collection
 
 @pytest.mark.parametrize(("n_missing", "is_loss"), [(100, True), (99, False)])
 def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missing, is_loss, chroma, tmp_path, caplog):
-    """As an older backup leaves it; single deletions by people before that stay."""
+    """The state after restoring an older backup; earlier deletions of single records by people stay."""
     store = Store(tmp_path / "mine", "images", place(chroma))
     fill(store, 300)
     store.finish()

@@ -1,4 +1,4 @@
-"""The journal: what is acknowledged survives cuts, lost writes, full disks and flipped bits; an older one moves in."""
+"""The journal: acknowledged records survive cuts, lost writes, full disks, flipped bits; an older one is converted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that every byte can be cut or flipped within seconds."""
+    """Small sizes, so that every byte can be cut or flipped within seconds."""
     monkeypatch.setattr(module, "PAGE_BYTES", 512)
 
 

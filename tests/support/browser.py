@@ -1,4 +1,4 @@
-"""A real headless browser, driven through Chromium's DevTools protocol, that reaches nothing but files."""
+"""A real headless browser, controlled by Chromium's DevTools protocol, that can only open files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find() -> str | None:
 
 
 class Page:
-    """One tab. `requests` are the URLs it asked for, `complaints` its console errors and uncaught exceptions."""
+    """One tab. `requests` are the URLs that it requested, `complaints` its console errors and uncaught exceptions."""
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._number, self._session = socket, 0, ""

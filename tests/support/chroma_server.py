@@ -40,7 +40,7 @@ class ChromaServer:
                 time.sleep(0.05)
 
     def kill(self, is_graceful: bool = False) -> None:
-        """SIGKILL, as a crash; or SIGTERM, as a restart of the machine."""
+        """End the server by SIGKILL, like a crash, or by SIGTERM, like a restart of the machine."""
         if self._process:
             (self._process.terminate if is_graceful else self._process.kill)()
             self._process.wait()

@@ -120,7 +120,7 @@ def _grab(environment: dict[str, str], kind: str) -> bytes:
 
 
 def _wait_until_still(environment: dict[str, str], still_s: float = 3, most_s: float = 60) -> None:
-    """Until the screen has shown something, and the same, for a while: thumbnails come one by one."""
+    """Wait until the screen shows something that does not change for a while: thumbnails appear one by one."""
     last, since, begun = b"", time.monotonic(), time.monotonic()
     while time.monotonic() - begun < most_s:
         now = _grab(environment, "rgb")

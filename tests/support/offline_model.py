@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script, it lacks the repository
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a script's path lacks the repository
 
 from utils.files import replacing, write_json
 
@@ -47,7 +47,7 @@ SMALL_VIT: dict[str, Any] = {
 
 
 def build_small_vit(path: Path) -> Path:
-    """Make the folder of a seeded ViT that takes next to no time. Returns `path`."""
+    """Make the folder of a very fast seeded ViT. Returns `path`."""
     import open_clip
     import torch
 

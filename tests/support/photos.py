@@ -71,7 +71,7 @@ def encode(image: Image.Image, form: str) -> bytes:
 
 
 def thumbnail(data: bytes, side: int = 8) -> np.ndarray:
-    """What a comparison by eye of the coarsest kind would see: (side * side,) float32 grays, mean 0, length 1."""
+    """The coarsest view of an image: (side * side,) float32 grays, mean 0, length 1."""
     gray = Image.open(io.BytesIO(data)).convert("L").resize((side, side), Image.Resampling.BOX)
     values = np.asarray(gray, dtype=np.float32).ravel()
     values = values - values.mean()

@@ -21,11 +21,11 @@ TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 class _Threads(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = False  # a client that keeps its connection open must not keep us
+    block_on_close = False  # an open connection of a client must not block the exit
     request_queue_size = 128  # connections that come at once; one more would wait a second to be tried again
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is its own business; anything else is printed."""
+        """Ignore clients that disconnect; print all other errors."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -106,7 +106,7 @@ class FakeHub(Server):
         self._etags = {name: hashlib.sha256(str(path).encode()).hexdigest() for name, path in files.items()}
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What sends the hub's clients here, with a cache of their own in `home`."""
+        """Environment variables that send the hub's clients here, with a separate cache in `home`."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
@@ -124,7 +124,7 @@ class FakeHub(Server):
             self._send_file(request, found[1])
 
     def _send_file(self, request: BaseHTTPRequestHandler, name: str) -> None:
-        """The file or the range that is asked for, up to where the mode ends it."""
+        """Send the requested file or range, up to the point where the mode ends it."""
         path = self.files[name]
         size = path.stat().st_size
         start, last = _range(request.headers.get("Range"), size)
@@ -171,7 +171,7 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
 
 
 def closed_port() -> int:
-    """A port that refuses connections, as long as nobody takes it."""
+    """A port that refuses connections, unless another process takes it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

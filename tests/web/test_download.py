@@ -1,4 +1,4 @@
-"""utils/web/download.py against a server that does everything wrong, and lists that hold everything."""
+"""utils/web/download.py against a server that does everything wrong, and lists with all kinds of URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""utils/web/guard.py: which addresses a request may reach, through which proxy, and for how long."""
+"""utils/web/guard.py: the addresses that a request may reach, the proxy that it uses, and its time limit."""
 
 from __future__ import annotations
 
