@@ -227,7 +227,7 @@ def copy_files(samples: neighbor_dirs.Samples) -> None:
 
 
 def measure_web(n_dirs: int) -> dict[str, float]:
-    """Without the cache; and one query and one download after another."""
+    """Seconds without the cache, and with one query and one download after another."""
     result: dict[str, float] = {}
     shutil.rmtree("data/web", ignore_errors=True)
     samples = neighbor_dirs.read_samples(Path("data/dirrify"))

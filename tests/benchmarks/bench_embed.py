@@ -135,7 +135,7 @@ class Bench:
         return run
 
     def compare(self, n_rounds: int) -> Figures:
-        """Rounds of all contenders and parts; medians, key -> size -> figure, and what follows from them."""
+        """Run rounds of all contenders and parts; returns medians and derived figures, key -> size -> figure."""
         names = ("fp32", self.precision if self.precision != "fp32" else "bf16")
         forward = {name: part("forward", model=self.vit, precision=name, n_batches=2)["rate"] for name in names}
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -200,7 +200,7 @@ class Bench:
         return time.perf_counter() - start, children_cpu_s() - cpu_s
 
     def turn(self, size: str, forward: float) -> dict[str, float]:
-        """Everything once, for photos of one size."""
+        """Measure everything once, for photos of one size."""
         folder = str(self.folder / "photos" / size)
         ahead = part(
             "forward", model=self.vit, precision=self.precision, n_batches=self.n_images(forward) // 2 // BATCH
@@ -227,7 +227,7 @@ class Bench:
         return found
 
     def n_images(self, rate: float) -> int:
-        """How many take `seconds`: at least four batches, and whole ones."""
+        """The number of images that take `seconds`: whole batches, at least four."""
         return max(4, round(rate * self.seconds / BATCH)) * BATCH
 
     def add_web(self, figures: Figures) -> None:
@@ -260,7 +260,7 @@ class Bench:
 
 
 def part(name: str, **arguments: Any) -> Any:
-    """What a part of embed_parts.py gives, run in a process of its own."""
+    """The result of a part of embed_parts.py, run in a process of its own."""
     command = [sys.executable, str(PARTS), name, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -352,7 +352,7 @@ def ratios(figures: Figures) -> dict[str, float]:
     return found
 
 
-# What the ratios are to reach: where the CPU has native bf16, and where not.
+# The bounds of the ratios, with native bf16 on the CPU and without.
 TARGETS = {
     "near embed / limit": (0.90, 0.90),
     "near embed / loop": (4, 1.4),
@@ -391,7 +391,7 @@ def print_table(figures: Figures) -> None:
 
 
 def print_whole(figures: Figures) -> None:
-    """A Markdown table, as it stands in README.md beside this file."""
+    """A Markdown table, as in README.md beside this file."""
     forward = figures["forward"]
     print(f"{figures['machine']}, {figures['cores']} cores, {figures['precision']}\n")
     print("| contender | marginal images/s | " + " | ".join(f"{n} images, s" for n in WHOLE) + " | CPU s an image |")

@@ -124,7 +124,7 @@ def measure_report() -> dict[str, float]:
 
 
 def seconds_to_open(program: str, page: Path) -> float:
-    """From asking for the page to its first frame after the load event, in a browser started afresh."""
+    """Seconds from the request for the page to its first frame after the load event, in a new browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, browser.opened(program, Path(name)) as tab:
         start = time.perf_counter()
         tab.open(page.resolve().as_uri())

@@ -77,7 +77,7 @@ def measure(folder: Path, n_records: int, images_per_s: float) -> dict[str, floa
 
 
 def item(number: int) -> dict[str, str | int]:
-    """Metadata as an item's, about 130 bytes."""
+    """Metadata like an item's, about 130 bytes."""
     return {
         "url": f"http://photos.example/{number}.jpg",
         "title": f"Photo number {number}",

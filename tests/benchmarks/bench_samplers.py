@@ -220,7 +220,7 @@ def describe(groups: list[Group], vectors: np.ndarray, labels: np.ndarray) -> li
 
 
 def count_distinct(vectors: np.ndarray) -> int:
-    """Images that are no near duplicate of an earlier one."""
+    """Images that are not near duplicates of an earlier image."""
     return int((~(np.tril(vectors @ vectors.T, -1) > samplers.NEAR_DUPLICATE).any(1)).sum())
 
 

@@ -34,11 +34,11 @@ class Run(NamedTuple):
 
     @property
     def tail_s(self) -> float:
-        """From the first batch on to the end of the process, when the collection is complete."""
+        """Seconds from the first batch to the end of the process, when the collection is complete."""
         return self.end - self.stored[0][0]
 
     def steady_rate(self, first: float, last: float) -> float:
-        """Images/s between two shares of the time in which there was something stored."""
+        """Images/s between two shares of the time during which records were stored."""
         begin, span = self.stored[0][0], self.stored[-1][0] - self.stored[0][0]
         part = [batch for batch in self.stored if first <= (batch[0] - begin) / span <= last]
         return (part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0])

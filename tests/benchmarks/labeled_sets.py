@@ -41,7 +41,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _photos() -> tuple[np.ndarray, np.ndarray]:
-    cache = Path(tempfile.gettempdir()) / "bench_samplers_photos_1.npz"  # another recipe is to be another number
+    cache = Path(tempfile.gettempdir()) / "bench_samplers_photos_1.npz"  # a new recipe needs a new number
     if not cache.exists():
         labels = np.repeat(np.arange(len(PHOTOS)), _class_sizes())
         vectors = _embed(_views(labels))

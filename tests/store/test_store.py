@@ -138,7 +138,7 @@ def test_a_collection_that_nothing_has_touched_since_is_not_opened(path: Path, m
 
 
 def test_a_collection_that_a_reader_finds_torn_is_opened_and_made_anew(path: Path):
-    """Bits that rot change no time of a file."""
+    """Flipped bits do not change a file's modification time."""
     data = segment(path) / "index_metadata.pickle"
     status = data.stat()
     data.write_bytes(bytes(status.st_size))
@@ -271,7 +271,7 @@ def test_damage_of_the_journal_is_named_and_costs_the_record_only(path: Path, ca
 
 
 def test_damaged_facts_bring_back_nothing_that_people_deleted(path: Path, caplog):
-    """What is in the collection says up to where it was indexed; and all of it is compared."""
+    """The content of the collection shows up to where it was indexed, and all of it is compared."""
     store = Store(path, "images")
     store.journal.append(ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
     store.close()

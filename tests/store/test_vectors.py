@@ -159,7 +159,7 @@ def test_metadata_can_be_read_past_a_damaged_record(path: Path, caplog):
 
 
 def test_unsynced_writes_that_are_lost_were_never_acknowledged(path: Path, tmp_path: Path):
-    """SQLite itself syncs, out of Python's sight: what it asks the system for is read from a trace."""
+    """SQLite syncs without Python, so a trace shows its system calls."""
     if not shutil.which("strace"):
         pytest.skip("needs strace")
     code = "import sys; from tests.store.test_vectors import *; j = Journal(Path(sys.argv[1]))\n"

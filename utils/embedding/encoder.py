@@ -144,7 +144,7 @@ class Encoder:
             return True
         lower = [name for name in self.candidates if name != "fp32"]
         vectors, seconds = {}, {}
-        for name in (*lower, "fp32"):  # first the lower precision, which so pays for the warm-up
+        for name in (*lower, "fp32"):  # the lower precision comes first and pays for the warm-up
             start = self._clock()
             vectors[name] = self.encode_each(pixels, name)
             seconds[name] = self._clock() - start
