@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_dirrify", args.logs_dir_path)
     root = Path(args.ann_dirrify_dir_path)
-    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they decide the directories
+    settings = {name: getattr(args, name.lower()) for name in SETTINGS.split()}  # they determine the directories
     with hold(lock_path(root), str(root)):
         neighbor_dirs.check(root, settings)
         candidates = choose_candidates(args)

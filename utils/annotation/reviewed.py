@@ -37,7 +37,7 @@ from utils.errors import ImageError
 _IMAGE_EXTENSIONS = """apng avif avifs bmp dib gif heic heics heif heifs ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpm
     jpx jxl mpo pbm pgm png pnm ppm qoi svg tga tif tiff webp"""
 _has_image_extension = re.compile(rf"(?si).*\.({'|'.join(_IMAGE_EXTENSIONS.split())})").fullmatch
-# Files beside images that contain no image, in lower case. The list is complete: anything else could be an image.
+# Files beside images that contain no image, in lower case. Only these: anything else could be an image.
 SIDECARS = ("._*", "*.xmp", "*.json", "*.txt", "*.aae", "*.pp3", "*_original", "*~", "thumbs*", "*_thumb*")
 _is_sidecar = re.compile("|".join(map(fnmatch.translate, SIDECARS))).match
 _FOLDER_FILES = frozenset({".ds_store", "desktop.ini", ".directory", "ehthumbs.db", ".picasa.ini", "icon\r"})

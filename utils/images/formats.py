@@ -50,13 +50,13 @@ def identify(file: BinaryIO) -> tuple[str, str]:
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether a file that begins with `head`, and is no AVIF, is HEIF (HEIC), which cameras of phones write."""
+    """Whether a file that begins with `head` and is not AVIF is HEIF (HEIC), which phone cameras write."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 @functools.cache
 def can_read_heif() -> bool:
-    """Whether the package pillow-heif is installed, which no other format needs."""
+    """Whether the package pillow-heif is installed. Only HEIC needs it."""
     return find_spec("pillow_heif") is not None
 
 

@@ -29,7 +29,7 @@ class Reviews:
     second_looks: dict[tuple[Any, str], Event] = field(default_factory=dict)  # (root, main image) -> the last one
 
     def shown_in(self, main: str, root: Any) -> Event:
-        """The "shown" event of a directory. If its root was moved, it is found by a main image that no other has."""
+        """The "shown" event of a directory. A directory that was moved is found if no other has its main image."""
         dirs = self.shown.get(main, {})
         return dirs.get(root) or (next(iter(dirs.values())) if len(dirs) == 1 else {})
 

@@ -389,7 +389,7 @@ def _disk_bytes(path: Path) -> int:
 
 
 def set_aside(place: Path) -> bool:
-    """Rename Chroma's database if SQLite's own check finds damage: Chroma then makes a new one. Returns if it did."""
+    """Rename Chroma's database if SQLite's own check finds damage; Chroma makes a new one. Returns whether it did."""
     try:
         if _query(place, "PRAGMA quick_check(1)") == [("ok",)]:
             return False

@@ -61,7 +61,7 @@ class Journal:
     # The facts, with their values in a new journal. Damage resets a fact to this value, except `indexed`, `indexing`.
     model: dict[str, Any] = {}  # the identity; replaced as a whole
     indexed = 0  # the index has all records up to this seq; UNKNOWN after damage
-    indexing = False  # a write to the index has begun, or may have begun according to a damaged journal
+    indexing = False  # a write to the index has begun, or damage makes this unknown
     gone = np.empty(0, "V16")  # ids that people deleted from the collection
     removing = np.empty(0, "V16")  # ids whose removal has begun
     changed = np.empty(0, "V16")  # ids whose new metadata is not in the index
