@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from utils.annotation import history
 
 SHOWN = {"root": "/r", "main": "a", "shown": {"a": 1.0, "b": 0.5}, "time": "2026-01-01T00:00:00Z"}
@@ -42,6 +44,26 @@ def test_damaged_lines_are_left_out(tmp_path: Path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'\xff\xfe{\n[]\n{"main": 3}\n\n' + json.dumps(SHOWN).encode())
     assert list(history.read_events(path)) == [SHOWN]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kept": 5, "deleted": []},
+        {"kept": ["a"]},
+        {"kept": ["a"], "deleted": [[]]},
+        {"kept": ["a"], "deleted": [], "replaced": None},
+        {"second_look": {"kept": ["a"], "deleted": []}},
+        {"second_look": [], "record": {"pos": ["a"], "neg": []}},
+        {"shown": ["a"]},
+        {"shown": {"a": 1}, "pool": 5},
+        {"root": ["/r"], "discarded": True},
+    ],
+)
+def test_lines_with_odd_types_are_left_out(odd, tmp_path: Path):
+    path = tmp_path / "history.jsonl"
+    history.append(path, [{"root": "/r", "main": "a", "load": "1", "records": "r", **odd}, GONE])
+    assert list(history.read_events(path)) == [GONE]
 
 
 def test_a_main_image_that_was_kept_after_it_was_discarded_is_not_discarded():

@@ -82,6 +82,29 @@ def test_an_unfinished_root_whose_list_someone_removed_is_one_line_and_stays(tmp
     assert tree(tmp_path / "root") == before
 
 
+def test_an_unfinished_root_with_the_list_of_another_run_is_one_line_and_stays(tmp_path: Path):
+    root = tmp_path / "root"
+    with pytest.raises(KeyboardInterrupt), DirWriter(root, SETTINGS, "data") as writer:
+        for main in MAINS:
+            fill(writer, main)
+        raise KeyboardInterrupt
+    make(tmp_path / "other", [id_of("another run")])
+    (root / "samples.json").write_bytes((tmp_path / "other" / "samples.json").read_bytes())
+    before = tree(root)
+    with pytest.raises(UserError, match="from another run"):
+        DirWriter(root, SETTINGS, "data")
+    assert tree(root) == before
+
+
+def test_a_last_directory_whose_name_a_program_changed_is_still_listed(tmp_path: Path):
+    root = tmp_path / "root"
+    leave_unfinished(root)
+    (root / f"0_{MAINS[0]}").rename(root / f"0_{MAINS[0].upper()}")
+    with DirWriter(root, SETTINGS, "data") as writer:
+        assert list(writer.samples) == MAINS[:1]
+    assert (root / f"0_{MAINS[0].upper()}").is_dir()
+
+
 def test_the_data_that_changed_are_noticed(tmp_path: Path):
     leave_unfinished(tmp_path / "root")
     with DirWriter(tmp_path / "root", SETTINGS, "other data") as writer:

@@ -528,6 +528,13 @@ def test_images_moved_into_a_folder_are_set_aside(capsys):
     assert "can be deleted" not in out
 
 
+def test_a_folder_that_is_named_twice_is_loaded_once():
+    (folder(0) / "unsure").mkdir()
+    image(0, 2).rename(folder(0) / "unsure" / image(0, 2).name)
+    dirs = [str(ROOT), str(ROOT.absolute())]
+    assert dirload(*dirs) == [{"pos": ALL[0]["pos"][:2] + ALL[0]["pos"][3:], "neg": []}, *ALL[1:]]
+
+
 def test_untouched_directories_can_be_left_out(capsys):
     image(0, 1).unlink()
     (folder(2) / "maybe").mkdir()

@@ -45,12 +45,32 @@ def read_events(path: str | Path, skip: str = "") -> Iterator[Event]:
                 continue
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 event = None
-            if isinstance(event, dict) and isinstance(event.get("main"), str):
+            if _is_event(event):
                 yield event
             elif not line.isspace():
                 LOG.warning("history %s, line %d, is damaged; skipped", path, number)
+
+
+def _is_event(event: Any) -> bool:
+    """Whether the fields that readers use have the types of the events above, even if someone edited the file."""
+    if not isinstance(event, dict) or not isinstance(event.get("main"), str):
+        return False
+    if not isinstance(event.get("root"), str | None) or not isinstance(event.get("pool", []), list):
+        return False
+    if "second_look" in event:
+        return _has_ids(event["second_look"], "kept", "deleted") and _has_ids(event.get("record"), "pos", "neg")
+    if "kept" in event:
+        return _has_ids(event, "kept", "deleted") and _has_ids(
+            event.get("replaced", {"pos": [], "neg": []}), "pos", "neg"
+        )
+    return isinstance(event.get("shown", {}), dict)
+
+
+def _has_ids(value: Any, *keys: str) -> bool:
+    lists = [value.get(key) for key in keys] if isinstance(value, dict) else [None]
+    return all(isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids) for ids in lists)
 
 
 def append(path: str | Path, events: Iterable[Event]) -> None:

@@ -131,7 +131,8 @@ def _events(load: Load) -> Iterator[Event]:
     for folder in load.discarded:
         if folder.main not in known:
             yield {**_subject(folder), "discarded": True}
-    noted = [(event["root"], event["main"], event["second_look"]) for event in load.decisions if "second_look" in event]
+    looks = [event for event in load.decisions if "second_look" in event]
+    noted = [(event.get("root"), event["main"], event["second_look"]) for event in looks]
     for folder in load.second_looks:
         event = second_look(folder)
         if folder.main in load.root_of and (event["root"], event["main"], event["second_look"]) not in noted:

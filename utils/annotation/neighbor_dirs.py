@@ -212,12 +212,19 @@ class DirWriter:
         self.samples, digests = read_samples(self.root), read_digests(self.root)
         self._digests = {main: digests[main] for main in self.samples if main in digests}
         self._n_listed = len(self.samples)
+        last = self._dirs_at(self._n_listed - 1)
+        if last and not last.keys() & set(map(ids.to_key, self.samples)):
+            raise UserError(f"{self.root / SAMPLES} is from another run; copy it from the original folder")
         for index in itertools.count(self._n_listed):
-            unlisted = [path for path in self.root.glob(f"{index}_*") if ids.is_uuid(path.name.partition("_")[2])]
-            if not unlisted:
+            if not (unlisted := self._dirs_at(index)):
                 break
-            for path in unlisted:
+            for path in unlisted.values():
                 shutil.rmtree(path)
+
+    def _dirs_at(self, index: int) -> dict[str, Path]:
+        """Key of main id -> directory, of all directories with this index."""
+        dirs = {path.name.partition("_")[2]: path for path in self.root.glob(f"{index}_*")}
+        return {ids.to_key(main): path for main, path in dirs.items() if ids.is_uuid(main)}
 
 
 def _read_marker(root: Path) -> dict[str, Any]:

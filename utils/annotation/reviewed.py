@@ -416,10 +416,10 @@ def _give_back(reviews: Sequence[Review], strays: Sequence[_File]) -> None:
         for main, listed in review.listed.items():
             for id_ in listed:
                 made_with[id_].append((review, main))
-    dirs = {(review.name, ids.to_key(found.main)): found for review in reviews for found in review.dirs}
+    dirs = {(review.root, ids.to_key(found.main)): found for review in reviews for found in review.dirs}
     for stray in strays:
         for review, main in _find_owners(stray, made_with[stray.id]):
-            found, id_ = dirs.get((review.name, main)), review.listed[main][stray.id]
+            found, id_ = dirs.get((review.root, main)), review.listed[main][stray.id]
             if found and id_ in found.deleted:
                 found.deleted.remove(id_)
                 found.undecided[id_] = (MISPLACED if stray.folder.main else ASIDE, str(stray.path))
