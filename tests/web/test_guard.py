@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.util
 import socket
+import socketserver
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +239,36 @@ def test_all_proxy_works_and_https_goes_through_its_tunnel(server, monkeypatch):
     assert reason("https://photos.example/ok") == "fetched"
     assert server.requests[-2].startswith("CONNECT photos.example:443")
     assert reason("https://photos.example/slow_body") == "timeout"
+
+
+def relay(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
+
+
+def test_an_https_proxy_works_with_the_certificates_of_the_user(tls_server, monkeypatch):
+    """TLS inside TLS: urllib3's socket of such a tunnel has no peer address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+
+    class Tunnel(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with context.wrap_socket(self.request, server_side=True) as client, contextlib.suppress(OSError):
+                while not client.recv(65_536).endswith(b"\r\n\r\n"):
+                    pass
+                client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                with socket.create_connection(("127.0.0.1", tls_server.port)) as target:
+                    threading.Thread(target=relay, args=(client, target), daemon=True).start()
+                    relay(target, client)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnel) as proxy:
+        proxy.daemon_threads, proxy.block_on_close = True, False
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.server_address[1]}")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+        assert reason("https://photos.example/ok") == "fetched"
+        proxy.shutdown()
 
 
 def test_a_redirect_behind_a_proxy_to_a_local_literal_is_refused(server, monkeypatch):

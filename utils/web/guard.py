@@ -197,7 +197,7 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
             return SOCKSProxyManager(proxy, **options)
         user, password = get_auth_from_url(proxy)
         headers = make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
-        return ProxyManager(proxy, proxy_headers=headers, **options)
+        return ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=options["ssl_context"], **options)
     except (ImportError, ValueError) as error:  # LocationValueError is a ValueError
         reason = "pip install PySocks" if isinstance(error, ImportError) else str(error)
         raise UserError(f"the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {reason}") from None
@@ -298,7 +298,7 @@ class _Guarded:
 
     def request(self, method: str, _url: str, *args: Any, **kwargs: Any) -> None:
         """Send the target byte for byte: urllib3 would change escapes that the URL's signature covers."""
-        if self.sock is not None:  # kept alive; the earlier request may have had other rules
+        if self.sock is not None and not _thread.attempt.has_proxy:  # kept alive, perhaps under other rules
             _thread.attempt.admit(self.sock.getpeername()[0], connected=True)
         super().request(method, _thread.target, *args, **kwargs)  # type: ignore[misc]
 
