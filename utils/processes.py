@@ -87,26 +87,31 @@ class Child:
 
         `watch` is called each time the process has sent nothing for `patience_s`; if it raises, the process is killed.
         """
-        try:
-            with contextlib.suppress(OSError):  # the process died: recv() raises EOFError
-                self._pipe.send(job)
-            while True:
-                while not self._pipe.poll(patience_s):
-                    try:
-                        watch()
-                    except Exception:
-                        self.kill()
-                        raise
-                kind, value = self._pipe.recv()
-                if kind != "progress":
-                    break
+        with contextlib.suppress(OSError):  # the process died: _receive() raises DiedError
+            self._pipe.send(job)
+        while True:
+            kind, value = self._receive(patience_s) or ("silence", None)
+            if kind == "result":
+                return value
+            if kind == "error":
+                raise value
+            if kind == "progress":
                 progress(value)
-        except (EOFError, ConnectionResetError):
-            self._process.join()
+                continue
+            try:
+                watch()
+            except Exception:
+                self.kill()
+                raise
+
+    def _receive(self, patience_s: float) -> Any:
+        """The next message, or None if none comes within `patience_s`. Raises DiedError."""
+        try:
+            return self._pipe.recv() if self._pipe.poll(patience_s) else None
+        except (EOFError, OSError):  # OSError: it died within a message; on Windows, before poll()
+            self._process.join(_LAST_S)
+            self.kill()
             raise DiedError(self._process.exitcode) from None
-        if kind == "error":
-            raise value
-        return value
 
 
 def _serve(pipe: Connection, modules: tuple[str, ...]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -79,6 +82,32 @@ def test_a_process_that_dies_or_hangs_costs_its_task_alone(tmp_path):
         workers.timeout_s = 0.01
         with pytest.raises(DiedError):
             workers.run(sleep, str(tmp_path / "marker"))
+
+
+def break_off() -> None:
+    """End within the message that has the result: its length, and not all of its bytes."""
+    pipe = next(one for one in gc.get_objects() if isinstance(one, Connection) and one.writable and one.readable)
+    os.write(pipe.fileno(), struct.pack("!i", 100) + b"not all")
+    os._exit(5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends messages whole")
+def test_a_process_that_dies_within_a_message_costs_its_task_alone():
+    with Workers(1, 60) as workers:
+        with pytest.raises(DiedError, match="5"):
+            workers.run(break_off)
+        assert workers.run(double, 4) == 8
+
+
+def test_a_process_whose_pipe_is_broken_costs_one_task(monkeypatch):
+    """On Windows, poll() raises BrokenPipeError if the process died before."""
+    with Workers(1, 60) as workers:
+        assert workers.run(double, 4) == 8
+        next(iter(workers._started)).kill()
+        with monkeypatch.context() as patch, pytest.raises(DiedError):
+            patch.setattr(Connection, "poll", lambda *_: open("pipe/ended"))
+            workers.run(double, 4)
+        assert workers.run(double, 4) == 8
 
 
 def test_leaving_ends_the_tasks_that_run(tmp_path):
