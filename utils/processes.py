@@ -90,7 +90,7 @@ class Child:
         with contextlib.suppress(OSError):  # the process died: _receive() raises DiedError
             self._pipe.send(job)
         while True:
-            kind, value = self._receive(patience_s) or ("silence", None)
+            kind, value = self._receive(patience_s)
             if kind == "result":
                 return value
             if kind == "error":
@@ -104,10 +104,10 @@ class Child:
                 self.kill()
                 raise
 
-    def _receive(self, patience_s: float) -> Any:
-        """The next message, or None if none comes within `patience_s`. Raises DiedError."""
+    def _receive(self, patience_s: float) -> tuple[str, Any]:
+        """(kind, value) of the next message; the kind is "silence" if none comes in `patience_s`. Raises DiedError."""
         try:
-            return self._pipe.recv() if self._pipe.poll(patience_s) else None
+            return self._pipe.recv() if self._pipe.poll(patience_s) else ("silence", None)
         except (EOFError, OSError):  # OSError: it died within a message; on Windows, before poll()
             self._process.join(_LAST_S)
             self.kill()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromadb.errors import InternalError
 
 from tests.conftest import ROOT
 from utils.errors import UserError
@@ -23,7 +24,7 @@ from utils.log import LOG
 from utils.store import collection as collections
 from utils.store import index
 from utils.store.store import Store
-from utils.store.vectors import Journal
+from utils.store.vectors import ROW, Journal
 
 N, D = 300, 16
 MODEL = {"model_name": "m", "pretrained": "p", "dimension": D}
@@ -147,7 +148,48 @@ def test_a_collection_that_a_reader_finds_torn_is_opened_and_made_anew(path: Pat
     code += "with c.reading(Path(sys.argv[1]), 'images') as i: c.read_vectors(i, c.read_ids(i))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert "python embed.py repairs it" in done.stderr
+    assert not collections.seen_path(path, "images").exists()
     check(Store(path, "images"), *range(N))
+
+
+def test_urls_that_cannot_be_read_make_the_next_opening_look(path: Path, monkeypatch):
+    """read_urls() does not know the folder; the block around it does."""
+
+    def fail(*_: Any) -> None:
+        raise InternalError("planted")
+
+    with pytest.raises(collections.UnreadableError), collections.reading(path, "images") as images:
+        monkeypatch.setattr(collections, "_metadata_of", fail)
+        collections.read_urls(images, from_ids(ids_of(1)))
+    assert not collections.seen_path(path, "images").exists()
+
+
+def test_the_comparison_of_all_vectors_first_looks_at_the_index(path: Path, caplog):
+    caplog.set_level(logging.INFO, LOG.name)
+    data = segment(path) / "index_metadata.pickle"
+    status = data.stat()
+    data.write_bytes(bytes(status.st_size))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    check(Store(path, "images"), *range(N))
+    assert any("torn" in message for message in caplog.messages)
+
+
+def test_an_older_journal_with_as_many_records_is_compared_with_the_collection(path: Path, tmp_path: Path):
+    shutil.copy(path / "journal/images.sqlite3", tmp_path)
+    index.call(index.delete, path, "images", ids_of(3))
+    store = Store(path, "images")
+    add(store, N)
+    store.finish()
+    store.close()
+    shutil.copy(tmp_path / "images.sqlite3", path / "journal")
+    assert Store(path, "images").journal.gone.tolist() == ids_of(3).tolist()
+
+
+def test_a_look_at_a_missing_database_makes_none(tmp_path: Path):
+    assert index.fingerprint(tmp_path, "images", np.empty(0, ROW)) == b""
+    with pytest.raises(sqlite3.OperationalError):
+        index._query(tmp_path, "SELECT 1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_deleted(path: Path):

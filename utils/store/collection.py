@@ -215,10 +215,12 @@ def _readable(place: Place | None, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ not in ("InternalError", "PanicException"):
+        is_torn = type(error).__name__ in ("InternalError", "PanicException")
+        if isinstance(place, Path) and (is_torn or isinstance(error, UnreadableError)):
+            with contextlib.suppress(OSError):
+                seen_path(place, name).unlink()
+        if not is_torn:
             raise
-        if isinstance(place, Path):
-            seen_path(place, name).unlink(missing_ok=True)
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UnreadableError(
             f"collection {name} cannot be read ({reason}); python embed.py repairs it, and python ann_train.py --apply "

@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -343,10 +344,11 @@ def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callab
     return watch
 
 
-def fingerprint(place: Path, name: str, n_records: int) -> bytes:
-    """Bytes that every write to the collection changes; b"" if it does not have `n_records` or its log is not applied.
+def fingerprint(place: Path, name: str, rows: np.ndarray) -> bytes:
+    """Bytes that change with every write to the collection, and with the journal's `rows` (n,) ROW.
 
-    This does not load Chroma, whose index takes 2.5 KB of memory per record at 512 dimensions.
+    b"" if the collection has another number of records, or its log is not applied. This does not load Chroma, whose
+    index takes 2.5 KB of memory per record at 512 dimensions.
     """
     query = """
         SELECT s.id, m.seq_id, (SELECT MAX(seq_id) FROM embeddings_queue WHERE topic LIKE '%' || c.id),
@@ -354,11 +356,11 @@ def fingerprint(place: Path, name: str, n_records: int) -> bytes:
         FROM collections c JOIN segments s ON s.collection = c.id JOIN max_seq_id m ON m.segment_id = s.id
         WHERE c.name = ? ORDER BY s.id"""
     segments = _query_if_sound(place, query, name)
-    if {n for *_, n in segments} != {0, n_records} or any(applied != logged for _, applied, logged, _ in segments):
+    if {n for *_, n in segments} != {0, len(rows)} or any(applied != logged for _, applied, logged, _ in segments):
         return b""
     files = [file for id_, *_ in segments for file in sorted((place / id_).glob("*"))]
     times = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([segments, times]).encode()
+    return json.dumps([zlib.crc32(rows.tobytes()), segments, times]).encode()
 
 
 def _segments(place: Path, name: str) -> list[str]:
@@ -374,8 +376,10 @@ def _query_if_sound(place: Path, query: str, *values: str) -> list[tuple[Any, ..
 
 
 def _query(place: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
-    uri = f"{(place / 'chroma.sqlite3').absolute().as_uri()}?mode=rw"  # does not create a database
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+    path = place / "chroma.sqlite3"
+    if not path.exists():  # connect() would create it; SQLite's URIs, which would not, refuse Windows' shares
+        raise sqlite3.OperationalError(f"{path} does not exist")
+    with contextlib.closing(sqlite3.connect(path)) as database:
         return database.execute(query, values).fetchall()
 
 

@@ -117,6 +117,8 @@ class Store:
 
     def compare(self) -> tuple[int, list[str]]:
         """Compare all vectors with the collection. Returns the number found there, and the differing or missing ids."""
+        if self._is_as_seen():  # bytes that changed on the disk do not change the fingerprint
+            self._bring_in_step(self._inspect())
         compared, differing = self.journal.repaired(lambda: self._compare(self._rows(), "verify"))
         return compared, from_ids(differing["id"])
 
@@ -142,7 +144,7 @@ class Store:
         """The fingerprint of a collection that agrees with the journal, else b""."""
         if isinstance(self.place, Server) or self.journal.indexing or self._is_behind():
             return b""
-        return index.fingerprint(self.place, self.name, len(self._rows()))
+        return index.fingerprint(self.place, self.name, self._rows())
 
     def _inspect(self) -> index.Health | None:
         """Inspect the collection. Returns None, after a log line, if it is torn."""
