@@ -204,6 +204,9 @@ def test_heic_is_upright_and_on_white_where_transparent():
     assert np.asarray(decode(heic(clear), CAP)).min() > 250
     assert reason(heic(left_red).getvalue(), 64 * 32 - 1) == "too_many_pixels"
     assert reason(heic(left_red).getvalue()[:-9]) == "truncated"
+    with pytest.raises(ImageError) as raised:
+        decode(io.BytesIO(heic(left_red).getvalue()[:-9]), CAP)
+    assert "\n" not in raised.value.detail
 
 
 # --- what does not become pixels --------------------------------------------------------------------------------------

@@ -138,6 +138,20 @@ def test_a_collection_that_nothing_has_touched_since_is_not_opened(path: Path, m
     check(Store(path, "images"), *(number for number in range(N) if number != 9))
 
 
+@pytest.mark.parametrize("change", [lambda s: add(s, N), lambda s: s.remove(ids_of(3))], ids=["added", "removed"])
+def test_after_a_single_write_the_collection_is_not_opened_either(path: Path, change, monkeypatch):
+    """Chroma never flushes a single write: it stays in the log until another one comes."""
+    store = Store(path, "images")
+    change(store)
+    store.finish()
+    store.close()
+    numbers = from_ids(store.journal.rows["id"])
+    monkeypatch.setattr(index, "call", None)
+    store = Store(path, "images")
+    assert store.count == len(numbers) and sorted(from_ids(store.own)) == sorted(numbers)
+    store.close()
+
+
 def test_a_collection_that_a_reader_finds_torn_is_opened_and_made_anew(path: Path):
     """Flipped bits do not change a file's modification time."""
     data = segment(path) / "index_metadata.pickle"

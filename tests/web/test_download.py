@@ -79,6 +79,12 @@ def test_only_what_can_heal_is_tried_again(server):
     assert dict(server.hits) == tries
 
 
+def test_a_number_of_attempts_that_is_not_whole_ends_too(server, waits):
+    server.hits.clear()
+    outcome(server.url("always_500"), dataclasses.replace(LIMITS, attempts=1.5))
+    assert server.hits["always_500"] == 2
+
+
 def test_retry_after_is_waited_for_and_backoff_grows_with_jitter(server, waits):
     server.hits.clear()
     assert outcome(server.url("retry_after_2")) == STORED

@@ -93,7 +93,8 @@ def _opened(file: BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, Meta
     except MemoryError:
         raise ImageError("bad_image", f"{name}: not enough memory") from None
     except Exception as error:
-        text = "unreadable header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        is_unknown, text = isinstance(error, UnidentifiedImageError), str(error).strip() or type(error).__name__
+        text = "unreadable header" if is_unknown else text
         raise ImageError("truncated" if _is_truncated(file, error) else "bad_image", f"{name}: {text}") from None
 
 

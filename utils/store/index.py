@@ -347,16 +347,17 @@ def watch_size(place: Place, name: str, journal: Path, n_records: int) -> Callab
 def fingerprint(place: Path, name: str, rows: np.ndarray) -> bytes:
     """Bytes that change with every write to the collection, and with the journal's `rows` (n,) ROW.
 
-    b"" if the collection has another number of records, or its log is not applied. This does not load Chroma, whose
-    index takes 2.5 KB of memory per record at 512 dimensions.
+    b"" if the collection has another number of records, or its log is not applied, except for one write, which Chroma
+    never flushes alone. This does not load Chroma, whose index takes 2.5 KB of memory per record at 512 dimensions.
     """
     query = """
         SELECT s.id, m.seq_id, (SELECT MAX(seq_id) FROM embeddings_queue WHERE topic LIKE '%' || c.id),
+            (SELECT COUNT(*) FROM embeddings_queue WHERE topic LIKE '%' || c.id AND seq_id > m.seq_id),
             (SELECT COUNT(*) FROM embeddings WHERE segment_id = s.id)
         FROM collections c JOIN segments s ON s.collection = c.id JOIN max_seq_id m ON m.segment_id = s.id
         WHERE c.name = ? ORDER BY s.id"""
     segments = _query_if_sound(place, query, name)
-    if {n for *_, n in segments} != {0, len(rows)} or any(applied != logged for _, applied, logged, _ in segments):
+    if {n for *_, n in segments} != {0, len(rows)} or any(n > 1 for *_, n, _ in segments):
         return b""
     files = [file for id_, *_ in segments for file in sorted((place / id_).glob("*"))]
     times = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -88,7 +88,7 @@ def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
         try:
             return _try(url, limits, attempt)
         except ImageError as error:
-            is_last = number == limits.attempts or attempt.wait_s > _MAX_WAIT_S
+            is_last = number >= limits.attempts or attempt.wait_s > _MAX_WAIT_S
             if is_last or not can_heal(error.reason, error.detail):
                 raise
         sleep(max(attempt.wait_s, _BACKOFF_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)))
