@@ -23,7 +23,7 @@ from utils import cli
 from utils.annotation.neighbors import normalize
 from utils.annotation.records import read_annotated
 from utils.errors import UserError
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.log import bar, start_log
 from utils.processes import Child
 from utils.store import collection, index
@@ -143,7 +143,7 @@ def write(place: Place, learned: Projection, args: argparse.Namespace) -> int:
     facts = {**learned.model, collection.DERIVED: learned.digest}
     with contextlib.ExitStack() as stack:
         if isinstance(place, Path):
-            stack.enter_context(hold(collection.lock_path(place), f"the store {place}", collection.WAIT_S))
+            stack.enter_context(hold(lock_path(place), f"the store {place}", collection.WAIT_S))
         progress = stack.enter_context(bar(None, name, "image"))
         n_images = index.call(
             index.derive, place, args.collection_name, name, transform, facts, progress=progress.update

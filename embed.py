@@ -28,9 +28,8 @@ from utils.items.folder import is_same_file, note_named
 from utils.items.formatted import restore_item, to_metadata
 from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.log import LOG, printable, start_log
-from utils.store.collection import lock_path
 from utils.store.model import describe, same_model
 from utils.store.server import Server, choose
 from utils.store.store import Store

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.annotation_data import CHROMA, id_of, make_collection, random_vectors
 from utils.errors import UserError
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.store import collection
 
 N = 120
@@ -61,7 +61,7 @@ def test_an_id_that_is_not_there_is_a_key_error_and_has_no_url(ids):
 def test_reading_waits_for_the_writer_and_says_who_it_is(ids, monkeypatch):
     monkeypatch.setattr(collection, "WAIT_S", 0.1)
     in_use = pytest.raises(UserError, match=r"in use by pid \d+")
-    with hold(collection.lock_path(CHROMA), "the store"), in_use, collection.reading(CHROMA, "images"):
+    with hold(lock_path(CHROMA), "the store"), in_use, collection.reading(CHROMA, "images"):
         pass
     with collection.reading(CHROMA, "images") as images:
         assert images.count() == N

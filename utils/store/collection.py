@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.lock import hold
+from utils.lock import hold, lock_path
 from utils.store.server import Place, Server, connect
 
 if TYPE_CHECKING:
@@ -123,12 +123,6 @@ def _check_space(collection: chromadb.Collection) -> None:
     space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
     if space != "cosine":
         raise UserError(f"collection {collection.name} uses {space} distance, not cosine; use another COLLECTION_NAME")
-
-
-def lock_path(path: Path) -> Path:
-    """The lock file of the store in the folder `path`. embed.py holds it, and readers wait for it."""
-    path = path.absolute()
-    return path.with_name(f".{path.name}.lock")
 
 
 def seen_path(path: Path, name: str) -> Path:
