@@ -99,6 +99,7 @@ def pick(values: list[Any], choices: list[int]) -> list[Any]:
 # --- processes --------------------------------------------------------------------------------------------------------
 def fork(task: Callable[[], Any], folder: Path, name: str) -> int:
     """`task()` in a process of its own in `folder`; its output goes to files. Returns the pid."""
+    forkserver.ensure_running()  # it ends if a command is killed in the middle of a request to it
     pid = os.fork()
     if pid:
         return pid
@@ -157,7 +158,7 @@ def logged(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args, **kwargs)
             self.check()
         except BaseException:
-            last_failure[:] = self.shell
+            last_failure[:] = [*self.shell, traceback.format_exc()]  # hypothesis replays it, and may not meet it again
             raise
 
     return step
