@@ -50,6 +50,16 @@ def fill(store: Store, n: int, seed: int = 0) -> None:
     )
 
 
+def stored(chroma: ChromaServer, folder: Path, n: int, seed: int = 0) -> list[str]:
+    """The ids, in order, of `n` records that a writer with its journal in `folder` has stored on the server."""
+    store = Store(folder, "images", place(chroma))
+    fill(store, n, seed)
+    store.finish()
+    ids = from_ids(store.journal.rows["id"])
+    store.close()
+    return ids
+
+
 # --- the scripts ------------------------------------------------------------------------------------------------------
 class Saboteur(PhotoServer):
     """Kills a Chroma server after half of the photos have been requested."""
@@ -165,11 +175,7 @@ def test_a_server_that_stops_while_idle_read_or_written_loses_nothing(is_gracefu
 
 def test_records_that_a_server_has_damaged_are_written_again(chroma, tmp_path, caplog):
     caplog.set_level("INFO")
-    store = Store(tmp_path / "mine", "images", place(chroma))
-    fill(store, 100)
-    store.finish()
-    ids = from_ids(store.journal.rows["id"])
-    store.close()
+    ids = stored(chroma, tmp_path / "mine", 100)
     images = collection.open_collection(place(chroma), "images")
     images.update(ids=ids[:7], embeddings=np.zeros((7, 8), np.float32))
     again = Store(tmp_path / "mine", "images", place(chroma))
@@ -199,10 +205,7 @@ def test_writers_add_to_one_collection_and_prune_their_own(chroma, tmp_path):
 
 
 def test_a_collection_that_the_server_lacks_comes_back_from_the_journal(chroma, tmp_path):
-    store = Store(tmp_path / "mine", "images", place(chroma))
-    fill(store, 20)
-    store.finish()
-    store.close()
+    stored(chroma, tmp_path / "mine", 20)
     collection.open_client(place(chroma)).delete_collection("images")
     again = Store(tmp_path / "mine", "images", place(chroma))
     assert again.compare() == (20, [])
@@ -211,10 +214,7 @@ def test_a_collection_that_the_server_lacks_comes_back_from_the_journal(chroma, 
 
 def test_each_writer_stores_its_own_records_again_after_a_loss_of_the_collection(chroma, tmp_path):
     for i in range(2):
-        store = Store(tmp_path / f"writer{i}", "images", place(chroma))
-        fill(store, 20, i)
-        store.finish()
-        store.close()
+        stored(chroma, tmp_path / f"writer{i}", 20, i)
     collection.open_client(place(chroma)).delete_collection("images")
     for i in range(2):  # the second finds a collection, and none of its records in it
         store = Store(tmp_path / f"writer{i}", "images", place(chroma))
@@ -225,11 +225,7 @@ def test_each_writer_stores_its_own_records_again_after_a_loss_of_the_collection
 @pytest.mark.parametrize(("n_missing", "is_loss"), [(100, True), (99, False)])
 def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missing, is_loss, chroma, tmp_path, caplog):
     """The state after restoring an older backup; earlier deletions of single records by people stay."""
-    store = Store(tmp_path / "mine", "images", place(chroma))
-    fill(store, 300)
-    store.finish()
-    ids = from_ids(store.journal.rows["id"])
-    store.close()
+    ids = stored(chroma, tmp_path / "mine", 300)
     images = collection.open_collection(place(chroma), "images")
     images.delete(ids=[ids[5], *ids[-n_missing:]])
     again = Store(tmp_path / "mine", "images", place(chroma))

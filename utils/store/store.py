@@ -126,8 +126,9 @@ class Store:
         index.forget()
         if self._thread:
             self._thread.join(5)  # a process that has just started must find its parent
-        with contextlib.suppress(OSError):
-            if (fingerprint := self._fingerprint()) and not self._is_as_seen():
+        fingerprint = self._fingerprint()
+        if fingerprint and fingerprint != self._last_fingerprint():
+            with contextlib.suppress(OSError):
                 self._seen.write_bytes(fingerprint)
         self.journal.close()
 
@@ -135,10 +136,15 @@ class Store:
 
     def _is_as_seen(self) -> bool:
         """Whether the collection is unchanged since it last agreed with the journal. Does not open it."""
+        last = self._last_fingerprint()
+        return bool(last) and last == self._fingerprint()
+
+    def _last_fingerprint(self) -> bytes:
+        """The fingerprint that the last run left, or b""."""
         try:
-            return self._seen.read_bytes() == self._fingerprint() != b""
+            return self._seen.read_bytes()
         except OSError:
-            return False
+            return b""
 
     def _fingerprint(self) -> bytes:
         """The fingerprint of a collection that agrees with the journal, else b""."""
