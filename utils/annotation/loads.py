@@ -7,7 +7,7 @@ without their records, and undoes these events first.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,14 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     interrupted = last if _is_interrupted(items, last) else []
     load = Load(items, [event for event in decisions if event not in interrupted], interrupted)
     load.root_of = {event["main"]: str(event.get("root")) for event in load.decisions if "kept" in event}
-    holders: dict[str, list[int]] = {}  # id -> records with it in "pos"
+    holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}
     for index, item in enumerate(items):
         load.n_foreign += not is_record(item)
-        for id_ in item["pos"] if is_record(item) else ():
-            holders.setdefault(id_, []).append(index)
+        _hold(holders, item["pos"] if is_record(item) else (), index)
     done: set[str] = set()
     for review in reviews:
         for folder in review.dirs:
-            own = _find_record(items, holders.get(folder.main, []), folder)
+            own = _find_record(items, holders[folder.main], folder)
             if own is not None:
                 _compare(load, folder, own, replace and folder.main not in done, skip)
             elif skip and folder.is_untouched:
@@ -68,7 +67,7 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
                 _add(load, folder, holders)
             done.add(folder.main)
         for folder in review.discarded:
-            is_recorded = any(items[index]["pos"][0] == folder.main for index in holders.get(folder.main, []))
+            is_recorded = any(items[index]["pos"][0] == folder.main for index in holders[folder.main])
             (load.gone if is_recorded else load.discarded).append(folder)
     kept = {folder.main for folder in load.loaded}  # discarded in one root, kept in another
     load.gone += [folder for folder in load.discarded if folder.main in kept]
@@ -76,6 +75,13 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     known = history.discarded(load.decisions)
     load.revived = [folder for folder in load.loaded if folder.main in known]
     return load
+
+
+def _hold(holders: dict[str, list[int]], positives: Iterable[str], index: int) -> None:
+    """Note a record. holders: main id -> indexes of records with it in "pos"."""
+    for id_ in positives:
+        if id_ in holders:
+            holders[id_].append(index)
 
 
 def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedDir) -> int | None:
@@ -88,10 +94,9 @@ def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedD
 
 
 def _add(load: Load, folder: ReviewedDir, holders: dict[str, list[int]]) -> None:
-    if folder.main in holders:
+    if holders[folder.main]:
         load.other_main.append(folder)
-    for id_ in folder.kept:
-        holders.setdefault(id_, []).append(len(load.items))
+    _hold(holders, folder.kept, len(load.items))
     load.items.append({"pos": folder.kept, "neg": folder.deleted})
     load.loaded.append(folder)
     load.root_of[folder.main] = folder.review.name

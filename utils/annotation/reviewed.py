@@ -34,9 +34,9 @@ from utils.annotation.neighbor_dirs import (
 from utils.annotation.records import Record
 from utils.errors import ImageError
 
-_IMAGE_EXTENSIONS = """apng avif avifs bmp dib gif heic heics heif heifs ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpm
-    jpx jxl mpo pbm pgm png pnm ppm qoi svg tga tif tiff webp"""
-_has_image_extension = re.compile(rf"(?si).*\.({'|'.join(_IMAGE_EXTENSIONS.split())})").fullmatch
+_IMAGE_EXTENSIONS = """.apng .avif .avifs .bmp .dib .gif .heic .heics .heif .heifs .ico .j2c .j2k .jfif .jp2 .jpc .jpe
+    .jpeg .jpf .jpg .jpm .jpx .jxl .mpo .pbm .pgm .png .pnm .ppm .qoi .svg .tga .tif .tiff .webp"""
+_IMAGE_ENDINGS = tuple(_IMAGE_EXTENSIONS.split())
 # Files beside images that contain no image, in lower case. Only these: anything else could be an image.
 SIDECARS = ("._*", "*.xmp", "*.json", "*.txt", "*.aae", "*.pp3", "*_original", "*~", "thumbs*", "*_thumb*")
 _is_sidecar = re.compile("|".join(map(fnmatch.translate, SIDECARS))).match
@@ -87,7 +87,7 @@ class ReviewedDir:
 class Review:
     """One root as it was found. name: its absolute path.
 
-    Ids are compared by their keys, in lower case and with hyphens, because programs change both.
+    Ids are compared by their keys, without hyphens and in lower case, because programs change both.
     """
 
     root: Path
@@ -132,13 +132,23 @@ class _Folder:
     parent: _Folder | None  # None for the root
     owner: Review  # the root that it was made for
     main: str = ""  # key of the directory's main id; "" if the folder is not a directory of a root
-    files: list[_File] = field(default_factory=list)
+    in_place: set[str] = field(default_factory=set)  # keys of ids whose image is here, whole, under its rank
+    files: list[_File] = field(default_factory=list)  # the others
     nameless: list[str] = field(default_factory=list)  # files without an id; after _match_digests, unmatched images
 
     @functools.cached_property
     def listed(self) -> dict[str, str]:
         """Key of each id that belongs here -> the id; in rank order."""
         return self.owner.listed.get(self.main, {})
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, int]:
+        return self.owner.ranks.get(self.main, {})
+
+    @property
+    def there(self) -> set[str]:
+        """Keys of all ids of its entries, whatever their state."""
+        return self.in_place.union(file.id for file in self.files)
 
     @property
     def is_direct(self) -> bool:
@@ -151,7 +161,7 @@ class _Folder:
         return self.main or (self.parent.enclosing if self.parent else "")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _File:
     """An entry of a folder that is an image or could be one. id: the key in its name, preferably one of this folder."""
 
@@ -178,7 +188,7 @@ class _File:
     @property
     def is_stray(self) -> bool:
         """Whether the file is foreign, or has another rank than in this directory."""
-        return self.is_foreign or self.rank not in (-1, self.folder.owner.ranks[self.folder.main][self.id])
+        return self.is_foreign or self.rank not in (-1, self.folder.ranks[self.id])
 
 
 _Owner = tuple[Review, str]  # a directory, listed by this root, with the key of this main id
@@ -235,7 +245,7 @@ def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Fold
 def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Review]) -> None:
     """Note an entry that is an image or could be one."""
     name, found, is_file = entry.name.lower(), ids.in_name(entry.name), entry.is_file(follow_symlinks=False)
-    if found and is_file and _has_image_extension(name) and not name.startswith("._"):
+    if found and is_file and name.endswith(_IMAGE_ENDINGS) and not name.startswith("._"):
         state = "image" if entry.stat(follow_symlinks=False).st_size else "empty"
     elif _is_sidecar(name) or name in _FOLDER_FILES:
         return
@@ -243,6 +253,9 @@ def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Re
         state = "doubtful" if is_file else "unclear"
         found = found or (_find_parts(name, folder.listed) if is_file else [])
     here = [id_ for id_ in found if id_ in folder.listed]
+    if here and state == "image" and name.startswith(f"{folder.ranks[here[0]]}_"):
+        folder.in_place.add(here[0])
+        return
     is_other_dir = folder.parent and not here and found and found[0] in known and entry.is_dir(follow_symlinks=False)
     if found and not is_other_dir:
         folder.files.append(_File(folder, entry.name, (here or found)[0], state))
@@ -269,8 +282,7 @@ def _match_digests(reviews: Sequence[Review], folders: Sequence[_Folder]) -> Non
             for id_, (_, digest) in zip(listed, review.digests.get(main, [])):
                 ids_of.setdefault(digest, {})[id_] = None
     for folder in folders:
-        there = {file.id for file in folder.files}
-        names, folder.nameless = folder.nameless, []
+        names, folder.nameless, there = folder.nameless, [], folder.there
         for name in filter(lambda name: _could_be_image(folder.path / name), names):
             matches = list(ids_of.get(_digest(folder.path / name), ()))
             here = [id_ for id_ in matches if id_ in folder.listed]
@@ -289,7 +301,11 @@ def _digest(path: Path) -> str:
 
 
 def _could_be_image(path: Path) -> bool:
-    return bool(_has_image_extension(path.name)) or _decode(path) != "not_an_image"
+    return _has_image_extension(path) or _decode(path) != "not_an_image"
+
+
+def _has_image_extension(path: Path) -> bool:
+    return path.name.lower().endswith(_IMAGE_ENDINGS)
 
 
 def _decode(path: Path) -> str:
@@ -333,7 +349,7 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
         key, name = ids.to_key(main), dir_name(index, main)
         if dirs[key]:
             _read_dir(review, main, dirs[key], unmatched[key])
-        elif key in in_root and not _has_image_extension(in_root[key].name):
+        elif key in in_root and not _has_image_extension(in_root[key]):
             review.skipped.append(("no folder", f"{in_root[key]}: not a folder; put {name} back"))
         elif key in may_be_main:
             message = f"{main}: no directory has this id, but its main image is {may_be_main[key]}; put the id back"
@@ -355,7 +371,7 @@ def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], rev
         known = {id_ for one in reviews for listed in one.listed.values() for id_ in listed}
         if 2 * (n_other := sum(bool(found - known) for found in foreign)) > len(homes):
             return f"{n_other} directories contain images that are in none of its lists"
-    if any(folder.listed.keys() - {file.id for file in folder.files} for folder in homes):
+    if any(folder.listed.keys() - folder.there for folder in homes):
         digests = review.digests
         if n_other := sum(len(digests.get(main, listed)) != len(listed) for main, listed in review.listed.items()):
             return f"{n_other} directories were made with other lists"
@@ -387,26 +403,21 @@ def _read_dir(review: Review, main: str, here: list[_Folder], unmatched: list[st
 
 def _decide(folder: _Folder, main: str) -> ReviewedDir:
     """Find the kept, deleted and unknown images of a directory by its entries alone."""
-    entries: dict[str, list[_File]] = {}
+    whole = folder.in_place.union(file.id for file in folder.files if file.state == "image")
+    others: defaultdict[str, list[_File]] = defaultdict(list)
     for file in folder.files:
-        entries.setdefault(file.id, []).append(file)
+        if file.id not in whole:
+            others[file.id].append(file)
     found = ReviewedDir(folder.path, folder.review, main)
     for key, id_ in folder.listed.items():
-        if key not in entries:
+        if key not in whole and key not in others:
             found.deleted.append(id_)
-        elif _is_whole(entries[key]):
+        elif key in whole or any(file.state == "doubtful" and not _decode(file.path) for file in others[key]):
             found.kept.append(id_)
         else:
-            what = "an empty file" if entries[key][-1].state == "empty" else "no whole image"
-            found.undecided[id_] = (UNKNOWN, f"{what}, {entries[key][-1].name}")
+            what = "an empty file" if others[key][-1].state == "empty" else "no whole image"
+            found.undecided[id_] = (UNKNOWN, f"{what}, {others[key][-1].name}")
     return found
-
-
-def _is_whole(entries: Sequence[_File]) -> bool:
-    """Whether one of the entries with an image's id is the image."""
-    return any(file.state == "image" for file in entries) or any(
-        file.state == "doubtful" and not _decode(file.path) for file in entries
-    )
 
 
 def _give_back(reviews: Sequence[Review], strays: Sequence[_File]) -> None:
