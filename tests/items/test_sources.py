@@ -162,6 +162,13 @@ def test_a_wrong_row_is_a_bad_record_with_its_line(tmp_path: Path):
         [source.identify(item) for item in source.read()]
 
 
+def test_blank_lines_and_columns_without_name_cost_no_row(tmp_path: Path):
+    (tmp_path / "list.csv").write_bytes(b"\r\n \r\n,url,n,,\r\n0,u1,2,,x\r\n1,u2,3\r\n")
+    good, bad = read(tmp_path / "list.csv")
+    assert good == {"column 1": 0, "url": "u1", "n": 2, "column 4": "", "column 5": "x"}
+    assert str(bad) == "bad_record: line 5: 3 cells in place of 5"
+
+
 def test_the_url_may_stand_in_another_field(tmp_path: Path):
     expected = [{"url": "http://x/a", "n": 1, "_url": "http://page/"}]
     for text in (

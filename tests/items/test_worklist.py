@@ -46,13 +46,16 @@ def test_every_item_has_one_outcome(open_list: Callable[..., Worklist]):
     assert [index for index, _ in work.firsts()] == [0, 1, 4]
 
 
+MISSING = "field 'url' is missing; --url-field names another field"
+
+
 def test_the_failures_file_is_exact_and_ends_empty(open_list: Callable[..., Worklist], tmp_path: Path):
     work = open_list([*ITEMS, 7])
     work.fail(0, "http://x/0", ImageError("http_status", "404 Not Found"))
     work.save()
     assert json.loads((tmp_path / "failed.json").read_text()) == [
         {"index": 0, "url": "http://x/0", "reason": "http_status", "detail": "404 Not Found"},
-        {"index": 3, "url": None, "reason": "bad_record", "detail": "field 'url' is missing"},
+        {"index": 3, "url": None, "reason": "bad_record", "detail": MISSING},
         {"index": 5, "url": None, "reason": "bad_record", "detail": "not an object but int"},
     ]
     work = open_list(ITEMS[:1])

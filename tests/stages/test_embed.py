@@ -124,6 +124,7 @@ def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path
         ("{", "is broken as JSON lines, at its beginning: line 1 is not JSON"),
         ('{"url":\n"x"}', "is broken as JSON lines"),
         ("images", "has an unknown form; it must be a JSON list, [{"),
+        ("id,image_url\n1,http://x/a.jpg\n", "work as well; --url-field names a field other than url"),
         ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items name this machine"),
     ]:
         if content is not None:
@@ -140,9 +141,11 @@ def test_an_empty_list_is_done_and_one_of_failures_alone_ends_with_1(tmp_path: P
     write_list(tmp_path, [])
     done = run_script("embed.py")
     assert (done.returncode, done.stdout.startswith(summary(0, 0, 0, 0, 0, 0))) == (0, True)
-    write_list(tmp_path, [{}])
+    write_list(tmp_path, [{"image_url": "http://x/a.jpg"}])
     done = run_script("embed.py")
     assert (done.returncode, done.stdout.startswith(summary(0, 0, 0, 1, 0, 0))) == (1, True)
+    finding = "the first bad record is item 0: field 'url' is missing; --url-field names another field\n"
+    assert finding in done.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process that is sent a signal")

@@ -287,6 +287,7 @@ def test_data_urls(server):
     assert outcome(f"data:image/png;base64,{encoded}", shut) == STORED
     assert outcome(f"DATA:;base64,{urllib.parse.quote(encoded).rstrip('=')}", shut) == STORED
     assert outcome("data:image/png," + urllib.parse.quote_from_bytes(photo("PNG")), shut) == STORED
+    assert outcome(f"data:image/png; base64 ,{encoded}", shut) == STORED
     assert outcome("data:,hello", shut) == "not_an_image"
     assert outcome(f"data:;base64,{encoded}", dataclasses.replace(shut, max_bytes=100)) == "too_large"
 

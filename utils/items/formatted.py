@@ -31,7 +31,9 @@ def item_id(item: Any, id_field: str) -> uuid.UUID:
         value = item.get(field)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and field != "url"
         if not (is_number or (isinstance(value, str) and value.strip() and is_unicode(value))):
-            raise ImageError("bad_record", f"field {field!r} is {'missing' if field not in item else 'not usable'}")
+            flag = "--url-field" if field == "url" else "--id-field"
+            problem = "not usable" if field in item else f"missing; {flag} names another field"
+            raise ImageError("bad_record", f"field {field!r} is {problem}")
     value = item[id_field]
     return uuid.uuid5(uuid.NAMESPACE_URL, value if isinstance(value, str) else json.dumps(value))
 

@@ -25,7 +25,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S|[^\s<>]*[/\\]\S|[^\s<>]+\.[A-Za-z
 _JSON_STRING = re.compile(r'"([^"\\]|\\.)*"')
 _EXPECTED = (
     'it must be a JSON list, [{"url": "https://..."}, ...], or JSON lines, one {"url": "https://..."} per line; CSV '
-    "with a column url, Parquet, one URL per line and a folder of images work as well"
+    "with a column url, Parquet, one URL per line and a folder of images work as well; --url-field "
+    "names a field other than url"
 )
 _BROKEN = (ValueError, RecursionError, EOFError, csv.Error, zlib.error)  # raised for a broken file
 

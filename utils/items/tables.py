@@ -37,14 +37,16 @@ def find_delimiter(line: str, url_field: str) -> str:
 
 
 def read_table(file: TextIO, delimiter: str, url_field: str) -> Iterator[dict[str, Any] | ImageError]:
-    """Yield an item per row. The first line names the fields. A row of another length becomes a bad record.
+    """Yield an item per row. The first line that is not blank names the fields; a column without a name is named after
+    its position. A row of another length becomes a bad record.
 
     A cell becomes a number or boolean if JSON writes this value exactly like the cell. Other cells and the column
     `url_field` stay text.
     """
     csv.field_size_limit(_MAX_CELL)
     rows = csv.reader(file, delimiter=delimiter)
-    names = [check_utf8(name.strip()) for name in next(rows)]
+    header = next(row for row in rows if any(map(str.strip, row)))
+    names = [check_utf8(name.strip()) or f"column {number}" for number, name in enumerate(header, 1)]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two columns are named {min(repeated)!r}")
     last = rows.line_num

@@ -204,7 +204,7 @@ def data_bytes(url: str, max_bytes: int) -> bytes:
         raise ImageError("bad_url", "a data: URL without a comma")
     raw = urllib.parse.unquote_to_bytes(data.partition("#")[0])
     try:
-        if head.lower().rstrip().endswith(";base64"):
+        if re.search("; *base64 *$", head, re.IGNORECASE):
             raw = base64.b64decode(re.sub(rb"\s", b"", raw) + b"==", validate=False)
     except ValueError as error:
         raise ImageError("bad_url", f"not base64: {error}") from None
