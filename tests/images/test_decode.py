@@ -193,6 +193,49 @@ def test_an_icon_shows_its_largest_picture_on_white():
         assert shown[0, 0].tolist() == list(RED) and shown[5, 5].tolist() == list(WHITE)
 
 
+def icon(*images: tuple[int, int, bytes]) -> io.BytesIO:
+    """An ICO file of images (side, bits per pixel as its directory says, data)."""
+    directory, start = struct.pack("<HHH", 0, 1, len(images)), 6 + 16 * len(images)
+    for side, bits, data in images:
+        directory += struct.pack("<BBBBHHII", side, side, 0, 0, 1, bits, len(data), start)
+        start += len(data)
+    return io.BytesIO(directory + b"".join(data for _, _, data in images))
+
+
+def icon_bitmap(side: int, bits: int, color: bytes, mask: bytes = b"") -> bytes:
+    """All pixels of one color, as 32 bits, or as 8 bits with a palette of one color. `mask`: four bytes per row."""
+    head = struct.pack("<IiiHHIIiiII", 40, side, 2 * side, 1, bits, 0, 0, 0, 0, 256 if bits == 8 else 0, 0)
+    pixels = color * side * side if bits == 32 else color * 256 + bytes(side * side)
+    return head + pixels + (mask or bytes(4)) * side
+
+
+def test_of_an_icons_images_the_largest_and_deepest_is_shown_whatever_its_directory_says():
+    blue, half_red, red = b"\xff\0\0\0", b"\0\0\xff\x80", b"\0\0\xff\0"
+    deep, shallow = icon_bitmap(16, 32, half_red), icon_bitmap(16, 8, blue)
+    for images in ([(16, 8, shallow), (16, 32, deep)], [(16, 32, deep), (16, 4, shallow)], [(16, 0, deep)]):
+        assert np.unique(pixels(icon((8, 32, icon_bitmap(8, 32, blue)), *images))).tolist() == [127, 255]
+    without_alpha = pixels(icon((16, 32, icon_bitmap(16, 32, red, b"\xff\0\0\0"))))
+    assert (without_alpha[0][7], without_alpha[0][8]) == (list(WHITE), list(RED))
+    wide = png_chunks(1, 1, 8, 2, b"\0\xc8\x64\x32", (b"cICP", bytes([12, 13, 0, 1]))).getvalue()
+    assert pixels(icon((16, 32, deep), (64, 32, wide))) == pixels(io.BytesIO(wide))
+    with pytest.raises(ImageError, match="truncated"):
+        decode(io.BytesIO(icon((16, 32, deep)).getvalue()[:30]), CAP)
+
+
+def test_around_a_first_frame_that_is_smaller_than_the_image_is_white():
+    gif = struct.pack("<6sHHBBB", b"GIF89a", 3, 2, 0x80, 0, 0) + bytes([*RED, *BLUE])
+    gif += struct.pack("<sHHHHB", b",", 1, 1, 1, 1, 0) + b"\2\2\x44\1\0;"
+    assert pixels(io.BytesIO(gif)) == [[list(WHITE)] * 3, [list(WHITE), list(RED), list(WHITE)]]
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("<I", len(body)) + body
+
+    frame = encoded(Image.new("RGB", (2, 2), RED), "WEBP", lossless=True).getvalue()[12:]
+    frame = bytes(6) + b"\1\0\0\1\0\0" + bytes(4) + frame  # at the left top, 2 x 2
+    body = b"WEBP" + chunk(b"VP8X", b"\2\0\0\0\2\0\0\1\0\0") + chunk(b"ANIM", bytes(6)) + chunk(b"ANMF", frame) * 2
+    assert pixels(io.BytesIO(chunk(b"RIFF", body))) == [[list(RED), list(RED), list(WHITE)]] * 2
+
+
 def test_heic_is_upright_and_on_white_where_transparent():
     left_red = Image.new("RGB", (64, 32), "blue")
     left_red.paste("red", (0, 0, 32, 32))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,6 +22,7 @@ from utils.images.metadata import (
     avif_profile,
     has_all_scans,
     read_orientation,
+    shown_icon,
     split_jpeg,
     split_png,
 )
@@ -99,6 +101,9 @@ def _opened(file: BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, Meta
 
 
 def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Metadata]:
+    if name == "ICO":
+        file = io.BytesIO(shown_icon(file.read()))
+        name, _ = identify(file)
     if name == "PNG":
         data, metadata = split_png(file.read())
         file.seek(0)
@@ -109,10 +114,14 @@ def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Ima
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    image = _open(file, name, max_pixels)
+    image: Any = _open(file, name, max_pixels)
     image.info.pop("xmp", None)  # Pillow would rotate a TIFF by its XMP
-    is_animated_webp = name == "WEBP" and getattr(image, "is_animated", False)
-    profile = b"" if is_animated_webp else image.info.get("icc_profile") or b""
+    profile = image.info.get("icc_profile") or b""
+    if name == "WEBP" and getattr(image, "is_animated", False):
+        profile, image.rawmode, image._mode = b"", "RGBA", "RGBA"  # a first frame may leave the image transparent
+    elif name == "GIF" and (box := image.tile[0].extents) != (0, 0, *image.size):  # as this one does
+        frame, image = image.convert("RGBA").crop(box), Image.new("RGBA", image.size)
+        image.paste(frame, box)
     if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself, and pillow-heif HEIC
         return image, Metadata(profile=profile)
     file.seek(0)
@@ -147,7 +156,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 
 def _is_truncated(file: BinaryIO, error: Exception) -> bool:
     """Whether a decoder failed because the file ends too early."""
-    if isinstance(error, EOFError) or any(words in str(error) for words in _CUT_OFF):
+    if isinstance(error, EOFError | struct.error) or any(words in str(error) for words in _CUT_OFF):
         return True
     position = file.tell()
     file.seek(0)

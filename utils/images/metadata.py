@@ -1,4 +1,4 @@
-"""Split PNG and JPEG files into pixel data and the metadata that decides how browsers show them.
+"""Split PNG, JPEG and ICO files into what browsers show and the metadata that decides how they show it.
 
 Pillow rejects a whole image for damaged metadata, so it gets files without metadata. The rules are those of browsers:
 only EXIF rotates, the first of several entries counts, and damaged entries are ignored.
@@ -72,6 +72,23 @@ def read_layout(name: str, head: bytes) -> tuple[tuple[int, int], Metadata] | No
         width, height = struct.unpack_from("<ii", head, 18)
         return (abs(width), abs(height)), Metadata()
     return None
+
+
+def shown_icon(ico: bytes) -> bytes:
+    """The image of an ICO file that browsers show, as a PNG or an ICO file: the largest and, among these, the deepest.
+
+    The new ICO's directory gives a depth only to an image with alpha; the others get their transparency from the mask.
+    Raises struct.error if the file is cut off.
+    """
+    directory = struct.iter_unpack("<BBBxHHII", ico[6 : 6 + 16 * int.from_bytes(ico[4:6], "little")])
+    entry = max(directory, key=lambda e: ((e[0] or 256) * (e[1] or 256), e[4] or (e[2] or 256).bit_length()))
+    size, start = entry[5:]
+    image = ico[start : start + size]
+    if image.startswith(_PNG):
+        return image
+    length, width, height, depth = struct.unpack_from("<Iii2xH", image)  # the height includes the mask
+    has_alpha = depth == 32 and image[length + 3 : length + 2 * width * height : 4].strip(b"\0")
+    return ico[:4] + b"\1\0" + struct.pack("<BBBxHHII", *entry[:4], 32 if has_alpha else 0, size, 22) + image
 
 
 # --- PNG --------------------------------------------------------------------------------------------------------------
