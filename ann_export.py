@@ -90,7 +90,8 @@ def read_values(images: Any, ids: Sequence[str], args: argparse.Namespace) -> Se
         return ids
     if args.ann_export_value == "url":
         return collection.read_urls(images, ids)
-    cache = ImageCache(args.image_cache_dir_path, 0)
+    folder = args.image_cache_dir_path and str(Path(args.image_cache_dir_path).absolute())  # once for all images
+    cache = ImageCache(folder, 0)
     found = {id_: path for id_ in ids if (path := cache.find(id_))}
     others = [id_ for id_ in ids if id_ not in found]
     found |= find_files(dict(zip(others, collection.read_urls(images, others))), None)

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import IO, NamedTuple
 
 from utils.files import read_json, write_json
@@ -63,11 +64,19 @@ class Format(NamedTuple):
 
 
 def write_triplets(file: IO[str], groups: Sequence[ExportGroup]) -> int:
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(("anchor", "positive", "negative"))
+    file.write("anchor,positive,negative\n")
     for group in groups:
-        rows.writerows(itertools.product([group.query], group.positives, group.negatives))
+        query, *positives = _cells([group.query, *group.positives])
+        starts = [f"{query},{positive}," for positive in positives]
+        file.writelines(map("".join, itertools.product(starts, [f"{cell}\n" for cell in _cells(group.negatives)])))
     return sum(len(group.positives) * len(group.negatives) for group in groups)
+
+
+def _cells(values: Sequence[str]) -> list[str]:
+    """The values as csv.writer writes them: each is quoted once, though it is in many rows."""
+    lines: list[str] = []
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n").writerows([value] for value in values)
+    return [line[:-1] for line in lines]
 
 
 def write_flagembedding(file: IO[str], groups: Sequence[ExportGroup]) -> int:

@@ -38,8 +38,7 @@ class ImageCache:
         """Path of the original of `id_`, from `files` or in the cache; None if neither has it."""
         if id_ in self._files or self.directory is None:
             return self._files.get(id_)
-        stem = self.directory / id_[:2] / id_
-        candidates = (stem.with_name(id_ + extension) for extension in EXTENSIONS)
+        candidates = (self.directory / f"{id_[:2]}/{id_}{extension}" for extension in EXTENSIONS)
         return next((path for path in candidates if path.is_file()), None)
 
     def add(self, id_: str, file: BinaryIO) -> None:
