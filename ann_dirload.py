@@ -98,7 +98,7 @@ def taken_back(path: Path, undone: Undone) -> Iterator[str]:
         + (f" (the version with the load is {path}.undone)" if undone.n_removed or undone.n_restored else "")
     )
     if undone.n_edited:
-        yield f"{undone.n_edited} records were edited after that load and are unchanged"
+        yield f"{undone.n_edited} records of that load are edited or missing; they are left as they are"
 
 
 def log_details(reviews: Sequence[Review], load: Load) -> None:

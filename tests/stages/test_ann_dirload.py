@@ -372,6 +372,17 @@ def test_what_lies_in_a_system_s_folder_is_deleted(trash, capsys):
     assert "unknown folder" not in capsys.readouterr().out
 
 
+def test_what_a_system_renames_when_it_is_deleted_is_deleted(capsys):
+    """Android's trash renames in place; FUSE and NFS rename a file that a viewer has open."""
+    for rank, name in enumerate(
+        [f".trashed-1717000000-{image(0, 1).name}", ".fuse_hidden0000001200000001", ".nfs000a"]
+    ):
+        image(0, rank + 1).rename(folder(0) / name)
+    image(0, 4).rename(folder(0) / f".pending-1717000000-{image(0, 4).name}")
+    assert dirload()[0] == {"pos": ids(0, 0, 4), "neg": ids(0, 1, 2, 3)}
+    assert "unknown" not in capsys.readouterr().out
+
+
 def test_an_image_without_its_id_is_known_by_its_bytes(capsys):
     image(0, 0).rename(folder(0) / "the one.jpg")
     image(0, 2).rename(folder(0) / "DSC0001")

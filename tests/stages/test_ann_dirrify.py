@@ -28,7 +28,7 @@ from tests.support.annotation_data import (
 )
 from tests.support.servers import PhotoServer
 from utils.annotation import dir_images, history
-from utils.annotation.neighbor_dirs import DirWriter
+from utils.annotation.neighbor_dirs import DirWriter, read_digests
 from utils.errors import UserError
 from utils.lock import hold, lock_path
 
@@ -214,6 +214,21 @@ def test_a_folder_that_is_not_empty_is_not_touched(ids):
 def test_an_empty_folder_is_used(ids):
     ROOT.mkdir()
     assert dirrify() == 0
+
+
+def test_a_folder_that_only_looks_empty_is_used(ids):
+    """A file manager hides some files, and leaves them when all that it shows is deleted."""
+    assert dirrify() == 0
+    for path in ROOT.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith("."):
+            path.unlink()
+    for name in (".DS_Store", "Thumbs.db"):
+        (ROOT / name).write_bytes(b"x")
+    assert (ROOT / ".digests.json").exists()
+    assert dirrify() == 0
+    assert read_digests(ROOT).keys() == read_samples().keys()
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,13 @@ def test_each_group_names_its_directory(ids):
     assert f">*_{ids[10]}<" in page
 
 
+def test_a_name_that_is_not_utf_8_is_shown_with_its_bytes(ids):
+    """A zip that Windows made may bring such names."""
+    write_history([shown("/data/dirrify", ids[0], dir=f"18_{ids[0]} sch\udcf6n")])
+    assert report() == 0
+    assert rf"18_{ids[0]} sch\udcf6n<" in (REPORT / "report.html").read_text()
+
+
 def test_report_counts_what_is_annotated(ids, capsys):
     assert report() == 0
     progress = figures()["progress"]

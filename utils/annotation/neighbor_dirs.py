@@ -40,6 +40,10 @@ In each folder the image whose name begins with 0_ is the main image. Go through
 4. Do not change names. A folder without changes means that all its images are similar.
 When you are done, return everything, including this file, to: ______________________________
 """
+# Files that systems create in folders, in lower case.
+FOLDER_FILES = frozenset(
+    {".ds_store", "desktop.ini", ".directory", "ehthumbs.db", ".picasa.ini", "icon\r", "thumbs.db"}
+)
 LIST_EVERY_S = 1.0  # each time, all of samples.json is rewritten: one megabyte for a thousand directories
 
 Samples = dict[str, list[str]]
@@ -115,9 +119,12 @@ def is_unfinished(root: Path) -> bool:
 
 
 def check(root: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError if `root` has anything except an unfinished run with the same settings. Changes nothing."""
+    """Raises UserError if `root` has anything except an unfinished run with the same settings. Changes nothing.
+
+    Hidden files do not count: they stay if someone deletes all that a file manager shows.
+    """
     if not is_unfinished(root):
-        if not all(map(_is_temporary, _names(root))):
+        if not all(_is_temporary(name) or name == DIGESTS or name.lower() in FOLDER_FILES for name in _names(root)):
             raise UserError(
                 f"{root} is not empty; load it (python ann_dirload.py) and delete it, or set ANN_DIRRIFY_DIR_PATH"
             )

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from utils import ids
 from utils.annotation.neighbor_dirs import (
+    FOLDER_FILES,
     SAMPLES,
     Samples,
     dir_name,
@@ -40,7 +41,7 @@ _IMAGE_ENDINGS = tuple(_IMAGE_EXTENSIONS.split())
 # Files beside images that contain no image, in lower case. Only these: anything else could be an image.
 SIDECARS = ("._*", "*.xmp", "*.json", "*.txt", "*.aae", "*.pp3", "*_original", "*~", "thumbs*", "*_thumb*")
 _is_sidecar = re.compile("|".join(map(fnmatch.translate, SIDECARS))).match
-_FOLDER_FILES = frozenset({".ds_store", "desktop.ini", ".directory", "ehthumbs.db", ".picasa.ini", "icon\r"})
+_NO_IMAGES = ("._", ".trashed-", ".fuse_hidden", ".nfs")  # AppleDouble, Android's trash, files deleted while open
 # Folders that systems create anywhere, in lower case: trash cans, thumbnails, snapshots, AppleDouble files.
 _SYSTEM_DIRS = frozenset(
     {"__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found"}
@@ -245,9 +246,9 @@ def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Fold
 def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Review]) -> None:
     """Note an entry that is an image or could be one."""
     name, found, is_file = entry.name.lower(), ids.in_name(entry.name), entry.is_file(follow_symlinks=False)
-    if found and is_file and name.endswith(_IMAGE_ENDINGS) and not name.startswith("._"):
+    if found and is_file and name.endswith(_IMAGE_ENDINGS) and not name.startswith(_NO_IMAGES):
         state = "image" if entry.stat(follow_symlinks=False).st_size else "empty"
-    elif _is_sidecar(name) or name in _FOLDER_FILES:
+    elif _is_sidecar(name) or name.startswith(_NO_IMAGES) or name in FOLDER_FILES:
         return
     else:  # links are not followed; Safari downloads into folders
         state = "doubtful" if is_file else "unclear"

@@ -101,7 +101,7 @@ def write_page(
         near_groups=NEAR_GROUPS,
     )
     page.enable_buffering(BUFFERED)
-    file.writelines(page)
+    file.writelines(part.encode(errors="backslashreplace").decode() for part in page)  # names may not be UTF-8
 
 
 def cell(value: Any) -> str:
