@@ -47,6 +47,15 @@ def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path
     assert other_note == "4 files are left out: they are not images"
 
 
+def test_review_copies_and_thumbnails_of_later_stages_are_not_taken_for_new_images(tmp_path: Path):
+    id_ = "0b5c2a51-8f0e-5d6b-9a53-111111111111"
+    made = {f"data/dirrify/12_{id_}/0_{id_}.jpg": JPEG, f"data/dirrify/12_{id_}/maybe/1_{id_}.jpg": JPEG}
+    made |= {"data/report/report.json": b"{}", f"data/report/thumbnails/0b/{id_}.jpg": JPEG}
+    own = {"a.jpg": JPEG, f"{id_}/b.jpg": JPEG, f"c/0_{id_}.jpg": JPEG, "thumbnails/d.jpg": JPEG}
+    assert sorted(names(open_source(fill(tmp_path, made | own)))) == sorted(own)
+    assert len(names(open_source(tmp_path / f"data/dirrify/12_{id_}"))) == 2, "named explicitly"
+
+
 def test_the_id_is_that_of_the_relative_path_wherever_the_folder_lies(tmp_path: Path):
     name = "Straße/Mu\u0308ller.jpg"  # as a Mac writes it
     ids = []

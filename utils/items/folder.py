@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from utils.errors import ImageError
 from utils.files import read_json, write_json
+from utils.ids import is_uuid
 from utils.images.formats import EXTENSIONS, identify, is_heif
 from utils.items.formatted import is_unicode
 from utils.log import bar, printable
@@ -37,13 +38,14 @@ class File(NamedTuple):
 def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
     """Find the image files in and below a folder, sorted; also return notes for people about skipped files and folders.
 
-    Hidden and system folders and links to folders are not searched. Takes 220 bytes of memory per file.
+    Hidden and system folders, links to folders and the folders of later stages are not searched. Takes 220 bytes of
+    memory per file.
     """
     files: list[File] = []
     left_out = collections.Counter[str]()
     with bar(None, f"search {printable(str(root))}", "file") as progress:
         for path, below, names in os.walk(root, onerror=lambda _: left_out.update([_UNREADABLE])):
-            below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SYSTEM)
+            below[:] = sorted(name for name in below if _is_searched(name, names))
             folder = path.removeprefix(str(root)).lstrip(os.sep)
             for name in sorted(name for name in names if not name.startswith(".")):
                 progress.update()
@@ -53,6 +55,13 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
                 else:
                     files.append(File(folder, name, size, time))
     return files, tuple(f"{left_out[note]} {note}" for note in (_HEIC, _NO_IMAGE, _UNREADABLE) if left_out[note])
+
+
+def _is_searched(name: str, files_beside: list[str]) -> bool:
+    number, _, id_ = name.partition("_")
+    is_review = number.isdigit() and is_uuid(id_)  # a directory of ann_dirrify.py, with copies of images
+    is_report = name == "thumbnails" and "report.json" in files_beside
+    return not (name.startswith(".") or name in _SYSTEM or is_review or is_report)
 
 
 def _look_at(path: Path) -> tuple[int, int, str]:
