@@ -506,6 +506,19 @@ def test_two_reviewers_who_agree_leave_nothing_to_do(capsys):
     assert "b: it was recorded before; it can be deleted" in out
 
 
+def test_a_second_reviewer_who_returns_to_an_earlier_verdict_is_noted():
+    shutil.copytree(ROOT, "b")
+    dirload()
+    path = next(Path("b").glob("0_*/1_*"))
+    content = path.read_bytes()
+    for change in (path.unlink, lambda: path.write_bytes(content), path.unlink, lambda: None):
+        change()
+        dirload("b")
+    looks = [event for event in history.read_events("data/history.jsonl") if "second_look" in event]
+    deleted = [look["second_look"]["deleted"] for look in looks if look["main"] == MAINS[0]]
+    assert deleted == [ids(0, 1), [], ids(0, 1)]
+
+
 def test_a_directory_that_one_reviewer_discards_and_another_keeps_is_recorded_with_a_word(capsys):
     for name in ("a", "b"):
         shutil.copytree(ROOT, name)
@@ -805,7 +818,7 @@ def test_undo_keeps_what_others_added_and_edited_since(capsys):
     records[1]["neg"] = [id_of("by hand")]
     ANNOTATED.write_text(json.dumps([*records, {"label": "cat"}]))
     assert dirload("--undo") == [records[1], {"label": "cat"}]
-    assert "1 records were edited after that load and are unchanged" in capsys.readouterr().out
+    assert "1 records of that load are edited or missing; they are left as they are" in capsys.readouterr().out
 
 
 def test_undo_without_a_history_is_one_step():

@@ -137,10 +137,10 @@ def _events(load: Load) -> Iterator[Event]:
         if folder.main not in known:
             yield {**_subject(folder), "discarded": True}
     looks = [event for event in load.decisions if "second_look" in event]
-    noted = [(event.get("root"), event["main"], event["second_look"]) for event in looks]
+    noted = {(event.get("root"), event["main"]): event["second_look"] for event in looks}  # the last one of each
     for folder in load.second_looks:
         event = second_look(folder)
-        if folder.main in load.root_of and (event["root"], event["main"], event["second_look"]) not in noted:
+        if folder.main in load.root_of and noted.get((event["root"], event["main"])) != event["second_look"]:
             yield event
 
 

@@ -72,7 +72,8 @@ def read_samples(root: Path) -> Samples:
     if root.is_file():
         raise UserError(f"{root} is a file: unzip it and give the folder")
     if not root.is_dir():
-        raise UserError(f"{root} does not exist; run python ann_dirrify.py first, or set ANN_DIRRIFY_DIR_PATH")
+        names = "ANN_DIRRIFY_DIR_PATH or ANN_DIRRIFY_EXCLUDE_DIRS"
+        raise UserError(f"{root} does not exist; run python ann_dirrify.py first, or correct the path ({names})")
     if not (root / SAMPLES).exists():
         raise UserError(_say_missing(root))
     samples = read_json(root / SAMPLES, "the list of samples")
