@@ -56,6 +56,7 @@ REMEDIES = {  # reason why a main image could not be loaded -> what may help
     "connection": "a network, or IMAGE_CACHE_DIR_PATH",
     "timeout": "DOWNLOAD_TIMEOUT_S",
     "rate_limited": "DOWNLOAD_WORKERS_PER_HOST, or the same command later",
+    "bad_url": "python embed.py FOLDER, if the folder was moved",
     "blocked_address": "DOWNLOAD_ALLOW_LOCAL",
     "opted_out": "DOWNLOAD_RESPECT_NOAI",
     "too_large": "DOWNLOAD_MAX_BYTES",

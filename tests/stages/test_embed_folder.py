@@ -60,6 +60,9 @@ def test_a_folder_from_first_run_to_export(tmp_path: Path, run_here: RunScript, 
     assert stored(tmp_path)[id_of("Kreta 2019/" + paths_of(folder / "Kreta 2019")[0].name)][0]["folder"] == "Kreta 2019"
 
     moved = folder.rename(tmp_path / "moved photos")
+    lost = run_here("ann_dirrify.py")
+    assert (lost.returncode, "(bad_url 8)" in lost.stdout) == (1, True), lost.stderr
+    assert "What helps: python embed.py FOLDER, if the folder was moved, more images" in lost.stdout
     again = run_here("embed.py", moved, *model, "--device", "none such")
     assert again.stdout.startswith("8 files were moved; their stored url is updated\n" + summary(0, 8, 0, 0, 0, 0))
     main = paths_of(moved)[3].name
