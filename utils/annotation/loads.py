@@ -7,7 +7,7 @@ without their records, and undoes these events first.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,11 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     interrupted = last if _is_interrupted(items, last) else []
     load = Load(items, [event for event in decisions if event not in interrupted], interrupted)
     load.root_of = {event["main"]: str(event.get("root")) for event in load.decisions if "kept" in event}
-    holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}
+    holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}  # -> records: in "pos"
     for index, item in enumerate(items):
         load.n_foreign += not is_record(item)
-        _hold(holders, item["pos"] if is_record(item) else (), index)
+        for main in holders.keys() & item["pos"] if is_record(item) else ():
+            holders[main].append(index)
     done: set[str] = set()
     for review in reviews:
         for folder in review.dirs:
@@ -77,13 +78,6 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     return load
 
 
-def _hold(holders: dict[str, list[int]], positives: Iterable[str], index: int) -> None:
-    """Note a record. holders: main id -> indexes of records with it in "pos"."""
-    for id_ in positives:
-        if id_ in holders:
-            holders[id_].append(index)
-
-
 def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedDir) -> int | None:
     """Index of the record that starts with the main image or has exactly the images of samples.json."""
     samples = set(folder.review.samples[folder.main])
@@ -96,7 +90,8 @@ def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedD
 def _add(load: Load, folder: ReviewedDir, holders: dict[str, list[int]]) -> None:
     if holders[folder.main]:
         load.other_main.append(folder)
-    _hold(holders, folder.kept, len(load.items))
+    for main in holders.keys() & folder.kept:
+        holders[main].append(len(load.items))
     load.items.append({"pos": folder.kept, "neg": folder.deleted})
     load.loaded.append(folder)
     load.root_of[folder.main] = folder.review.name
