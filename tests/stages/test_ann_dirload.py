@@ -411,6 +411,7 @@ def test_an_image_without_its_id_that_matches_none_leaves_its_directory_unrecord
     captured = capsys.readouterr()
     assert "not recorded: 1 with an image without id (put its id back)" in captured.out
     assert "can be deleted" not in captured.out
+    assert ("copy it from the original folder" in captured.out) == (spoil == "made before")
     assert (
         f"{folder(0).name}: images are missing, and {path} could be these; put the ids back or move them out"
         in captured.err
