@@ -47,6 +47,7 @@ _SYSTEM_DIRS = frozenset(
     {"__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found"}
     | {"@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot"}
 )
+_PARTIAL_DIRS = frozenset({".~tmp~", ".rsync-partial"})  # hidden, but with images that rsync has not put in place
 _SHORT_NAME = re.compile(r"(?<![0-9a-f])([0-9a-f]{6,})~")  # Windows' 8.3 names
 _MAX_PIXELS, _MIN_SIDE = 100_000_000, 64
 
@@ -173,8 +174,8 @@ class _File:
 
     @property
     def rank(self) -> int:
-        """The number at the start of its name; -1 if it is gone."""
-        number = self.name.partition("_")[0]
+        """The number at the start of its name; -1 if it is gone. Some zips unpack to the name FOLDER\\FILE."""
+        number = self.name.rpartition("\\")[2].partition("_")[0]
         return int(number) if number.isascii() and number.isdecimal() else -1
 
     @property
@@ -227,7 +228,7 @@ def _walk(review: Review, known: Mapping[str, Review]) -> Iterator[_Folder]:
 
 
 def _is_system_dir(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_DIRS
+    return (name.startswith(".") and name not in _PARTIAL_DIRS) or name.lower() in _SYSTEM_DIRS
 
 
 def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Folder:
