@@ -23,6 +23,7 @@ from utils.items.formatted import restore_item
 from utils.log import LOG
 from utils.store import collection as collections
 from utils.store import index
+from utils.store import store as store_module
 from utils.store.store import Store
 from utils.store.vectors import ROW, Journal
 
@@ -69,6 +70,15 @@ def check(store: Store, *numbers: int) -> None:
     assert sorted(set(store.known.tolist()) - set(store.journal.gone.tolist())) == sorted(ids_of(*numbers).tolist())
 
 
+def reader_of(path: Path) -> collections.Collection:
+    return collections.open_collection(path, "images")
+
+
+def delete_in_chroma(path: Path, *numbers: int) -> None:
+    """As people do."""
+    reader_of(path).delete(ids=from_ids(ids_of(*numbers)))
+
+
 def segment(path: Path) -> Path:
     return next(file.parent for file in path.glob("*/data_level0.bin"))
 
@@ -96,7 +106,7 @@ def test_what_is_torn_is_said_and_made_anew_from_the_journal(path: Path, tear: C
     store = Store(path, "images")
     check(store, *range(N))
     assert not len(store.journal.gone)
-    assert any("torn" in message or "missing" in message for message in caplog.messages)
+    assert any("rebuilt" in message or "missing" in message for message in caplog.messages)
     assert len(list(path.glob("*/data_level0.bin"))) <= 1 + (path / "chroma.sqlite3.torn").exists()
 
 
@@ -132,7 +142,7 @@ def test_a_collection_that_nothing_has_touched_since_is_not_opened(path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(index, "call", None)
         Store(path, "images").close()
-        reader_of(path).delete(ids=from_ids(ids_of(9)))
+        delete_in_chroma(path, 9)
         with pytest.raises(TypeError):
             Store(path, "images")
     check(Store(path, "images"), *(number for number in range(N) if number != 9))
@@ -185,12 +195,12 @@ def test_the_comparison_of_all_vectors_first_looks_at_the_index(path: Path, capl
     data.write_bytes(bytes(status.st_size))
     os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
     check(Store(path, "images"), *range(N))
-    assert any("torn" in message for message in caplog.messages)
+    assert any("rebuilt" in message for message in caplog.messages)
 
 
 def test_an_older_journal_with_as_many_records_is_compared_with_the_collection(path: Path, tmp_path: Path):
     shutil.copy(path / "journal/images.sqlite3", tmp_path)
-    index.call(index.delete, path, "images", ids_of(3))
+    delete_in_chroma(path, 3)
     store = Store(path, "images")
     add(store, N)
     store.finish()
@@ -214,7 +224,7 @@ def test_what_never_reached_the_index_is_brought_there_and_is_not_taken_for_dele
 
 
 def test_what_people_deleted_stays_deleted_even_if_the_collection_is_made_anew(path: Path):
-    index.call(index.delete, path, "images", ids_of(3, 4))
+    delete_in_chroma(path, 3, 4)
     store = Store(path, "images")
     assert sorted(store.journal.gone.tolist()) == sorted(ids_of(3, 4).tolist())
     store.close()
@@ -226,13 +236,23 @@ def test_a_removal_that_was_killed_halfway_is_finished(path: Path):
     journal = Journal(path / "journal/images.sqlite3")
     journal.note(removing=ids_of(5, 6))
     journal.close()
-    index.call(index.delete, path, "images", ids_of(5))
+    delete_in_chroma(path, 5)
     store = Store(path, "images")
     assert len(store.journal.gone) == 0 and len(store.known) == N - 2
     add(store, 5)  # it may come back
     store.finish()
     store.close()
     check(Store(path, "images"), *(number for number in range(N) if number != 6))
+
+
+def test_a_removal_from_a_torn_collection_makes_it_anew(path: Path, caplog):
+    caplog.set_level(logging.INFO, LOG.name)
+    store = Store(path, "images")
+    TORN["pickle cut"](path)
+    store.remove(ids_of(5, 6))
+    store.close()
+    assert sum("rebuilt" in message for message in caplog.messages) == 1
+    check(Store(path, "images"), *(number for number in range(N) if number not in (5, 6)))
 
 
 def die_taking_over(*args: Any) -> None:
@@ -273,10 +293,6 @@ def test_metadata_changes_reach_the_collection_with_fields_removed(path: Path):
     ]
 
 
-def reader_of(path: Path) -> collections.Collection:
-    return collections.open_collection(path, "images")
-
-
 def test_after_an_interrupted_write_every_record_is_compared_and_the_damaged_ones_written_again(path: Path, caplog):
     caplog.set_level(logging.INFO, LOG.name)
     store = Store(path, "images")
@@ -288,7 +304,7 @@ def test_after_an_interrupted_write_every_record_is_compared_and_the_damaged_one
     [at] = np.flatnonzero(np.abs(np.lib.stride_tricks.sliding_window_view(numbers, D) - right).max(axis=1) < 1e-5)
     numbers[at : at + D] = wrong  # also of length 1, so that no sample notices
     numbers.tofile(data)
-    index.call(index.delete, path, "images", ids_of(7))  # deleted by a person meanwhile
+    delete_in_chroma(path, 7)  # deleted by a person meanwhile
     store = Store(path, "images")
     check(store, *(number for number in range(N) if number != 7))
     assert not store.journal.indexing
@@ -331,7 +347,7 @@ def test_damaged_facts_bring_back_nothing_that_people_deleted(path: Path, caplog
     store = Store(path, "images")
     store.journal.append(ids_of(N, N + 1), [{"url": "u"}] * 2, vectors_of(N, N + 1))
     store.close()
-    index.call(index.delete, path, "images", ids_of(3))
+    delete_in_chroma(path, 3)
     with contextlib.closing(sqlite3.connect(path / "journal/images.sqlite3")) as database, database:
         database.execute("UPDATE facts SET checksum = 1 WHERE name IN ('indexed', 'indexing')")
     assert Journal(path / "journal/images.sqlite3").indexing
@@ -372,6 +388,30 @@ def test_a_first_write_of_the_index_that_fails_is_tried_on_a_new_collection(tmp_
     assert any("its files grew" in message and "rebuilt" in message for message in caplog.messages)
     store.close()
     check(Store(tmp_path / "chroma", "images"), *range(10))
+
+
+def test_a_write_that_fails_during_a_run_is_followed_by_a_comparison_of_all_records(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store_module, "INDEX_EVERY", 10)
+    real, tasks = index.call, []
+
+    def call(task, *args, **kwargs):
+        """The second write is killed."""
+        tasks.append(task)
+        if tasks == [index.apply, index.apply]:
+            raise index.TornError("the process died")
+        return real(task, *args, **kwargs)
+
+    monkeypatch.setattr(index, "call", call)
+    store = Store(tmp_path / "chroma", "images")
+    store.remember_model(MODEL)
+    for first in range(0, 40, 10):
+        add(store, *range(first, first + 10))
+        store._thread.join()
+    assert tasks == [index.apply, index.apply], "the end of the run writes the rest"
+    store.finish()
+    assert tasks[2:] == [index.compare, index.apply]
+    store.close()
+    check(Store(tmp_path / "chroma", "images"), *range(40))
 
 
 def test_a_collection_that_too_many_values_have_wedged_is_repaired(path: Path):

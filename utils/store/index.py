@@ -202,16 +202,17 @@ def apply(
     journal: Path,
     new: np.ndarray,
     changed: np.ndarray,
+    removed: np.ndarray,
     model: dict[str, Any],
     progress: Progress,
 ) -> int:
-    """Write rows of a journal to the collection: the records `new` (n,) ROW, and the metadata of `changed` (m,) ROW.
+    """Write records `new` (n,) ROW and metadata of `changed` (m,) ROW of a journal; delete the ids `removed` (k,) V16.
 
     The collection is created if missing, and flushed once. Returns the number of records in it.
     """
     collection = collections.create(place, name, model)
     # Set before the index is loaded, so that Chroma flushes with the last record and not before.
-    _sync_every(place, collection, len(new) + len(changed))
+    _sync_every(place, collection, len(new) + len(changed) + len(removed))
     for ids, metadata, vectors in _requests(place, journal, new):
         collection.upsert(ids=ids, embeddings=vectors, metadatas=metadata)  # type: ignore[arg-type]
         progress(len(ids))
@@ -220,6 +221,10 @@ def apply(
         merged = [dict.fromkeys(before, None) | now for before, now in zip(old, metadata)]
         collection.update(ids=ids, metadatas=merged)  # type: ignore[arg-type]
         progress(len(ids))
+    for start in range(0, len(removed), READ):
+        page = from_ids(removed[start : start + READ])
+        collection.delete(ids=page)  # ignores missing ids
+        progress(len(page))
     return _settle(place, collection)
 
 
@@ -255,17 +260,6 @@ def _settle(place: Place, collection: chromadb.Collection) -> int:
             with contextlib.suppress(OSError), file.open("r+b") as opened:
                 os.fsync(opened.fileno())
     return count
-
-
-def delete(place: Place, name: str, ids: np.ndarray, progress: Progress) -> int:
-    """Delete the records `ids` (n,) V16; missing ids are ignored. Returns the number of records left."""
-    collection = _get(place, name)
-    _sync_every(place, collection, len(ids))
-    for start in range(0, len(ids), READ):
-        page = from_ids(ids[start : start + READ])
-        collection.delete(ids=page)
-        progress(len(page))
-    return _settle(place, collection)
 
 
 def drop(place: Place, name: str, _progress: Progress) -> None:

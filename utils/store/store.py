@@ -45,16 +45,13 @@ class Store:
         self._seen = collections.seen_path(path, name)
         self._others = np.empty(0, "V16")  # ids in the collection that are not in the journal
         self._thread: threading.Thread | None = None
-        self._unindexed = 0
         self.count = 0  # records in the collection when it was opened and repaired
         if self._is_as_seen():
             self.count = len(self._rows())
         else:
-            self._bring_in_step(self._inspect())
+            self._repaired(self._bring_in_step)
         if len(self.journal.gone):
             LOG.info("%d ids were deleted from the collection on purpose; they stay deleted", len(self.journal.gone))
-        if len(self.journal.removing):
-            self.remove(self.journal.removing)
 
     def __str__(self) -> str:
         return f"collection {self.name} in {self.place}"
@@ -83,11 +80,11 @@ class Store:
 
         The index is updated in the background. Raises UserError if the records could not be written.
         """
-        self.journal.append(ids, metadata, vectors)
-        self._unindexed += len(ids)
+        journal = self.journal
+        journal.append(ids, metadata, vectors)
         is_idle = self._thread is None or not self._thread.is_alive()
-        if self._unindexed >= max(INDEX_EVERY, self.journal.n_records // 10) and is_idle:
-            self._unindexed = 0
+        is_many = journal.end - journal.indexed >= max(INDEX_EVERY, journal.n_records // 10)
+        if is_idle and is_many and not journal.indexing:  # after a failed write, finish() compares all records
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
 
@@ -99,7 +96,7 @@ class Store:
         """Write all stored records to the collection, and flush it once."""
         if self._thread:
             self._thread.join()
-        self._bring_up_to_date("index")
+        self._repaired(lambda: self._write_missing("index"))
 
     def change_metadata(self, ids: np.ndarray, metadata: list[dict[str, Any]]) -> None:
         """Replace the metadata of stored records `ids` (n,) V16."""
@@ -107,27 +104,21 @@ class Store:
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove records `ids` (n,) V16 from index and journal. After a kill, the next opening finishes the removal."""
-        self.journal.note(removing=np.union1d(self.journal.removing, ids), indexing=True)
-        try:
-            self.count = index.call(index.delete, self.place, self.name, ids)
-        except index.TornError as error:
-            raise UserError(f"{self} cannot be written: {error}; run again to repair it") from None
-        self.journal.remove(ids)
-        self.journal.note(indexing=False)
+        self.journal.note(removing=np.union1d(self.journal.removing, ids))
+        self._repaired(lambda: self._write_missing("remove"))
 
     def compare(self) -> tuple[int, list[str]]:
         """Compare all vectors with the collection. Returns the number found there, and the differing or missing ids."""
         if self._is_as_seen():  # bytes that changed on the disk do not change the fingerprint
-            self._bring_in_step(self._inspect())
-        compared, differing = self.journal.repaired(lambda: self._compare(self._rows(), "verify"))
+            self._repaired(self._bring_in_step)
+        compared, differing = self._repaired(lambda: self._compare(self._rows(), "verify"))
         return compared, from_ids(differing["id"])
 
     def close(self) -> None:
         index.forget()
         if self._thread:
             self._thread.join(5)  # a process that has just started must find its parent
-        fingerprint = self._fingerprint()
-        if fingerprint and fingerprint != self._last_fingerprint():
+        if fingerprint := self._fingerprint():
             with contextlib.suppress(OSError):
                 self._seen.write_bytes(fingerprint)
         self.journal.close()
@@ -136,55 +127,28 @@ class Store:
 
     def _is_as_seen(self) -> bool:
         """Whether the collection is unchanged since it last agreed with the journal. Does not open it."""
-        last = self._last_fingerprint()
-        return bool(last) and last == self._fingerprint()
-
-    def _last_fingerprint(self) -> bytes:
-        """The fingerprint that the last run left, or b""."""
-        try:
-            return self._seen.read_bytes()
-        except OSError:
-            return b""
+        fingerprint = self._fingerprint()
+        return fingerprint != b"" and self._seen.exists() and self._seen.read_bytes() == fingerprint
 
     def _fingerprint(self) -> bytes:
         """The fingerprint of a collection that agrees with the journal, else b""."""
-        if isinstance(self.place, Server) or self.journal.indexing or self._is_behind():
+        if isinstance(self.place, Server) or self.journal.indexing or any(map(len, self._lacking())):
             return b""
         return index.fingerprint(self.place, self.name, self._rows())
 
-    def _inspect(self) -> index.Health | None:
-        """Inspect the collection. Returns None, after a log line, if it is torn."""
-        if isinstance(self.place, Path) and not (self.place / "chroma.sqlite3").exists():
-            return index.Health()  # do not create a database to look for a collection
-        try:
-            return index.call(index.inspect, self.place, self.name)
-        except index.TornError as error:
-            if isinstance(self.place, Server):
-                raise UserError(
-                    f"{self} cannot be read ({error}); see the server's log. If you delete the collection there, the "
-                    f"next run stores the journal's {len(self.own)} records again"
-                ) from None
-            if not len(self.own):
-                raise UserError(
-                    f"{self} cannot be read ({error}) and has no journal to repair it from; restore a copy, or "
-                    "delete the folder to start over"
-                ) from None
-            LOG.info("collection %s is torn (%s)", self.name, error)
-            return None
-
-    def _bring_in_step(self, health: index.Health | None) -> None:
-        """Make the collection agree with the journal, or make a journal for it. `health` is None if it is torn."""
-        is_new = not self.model and not len(self.own)
-        if health is not None and health.model is None and len(self.own):
+    def _bring_in_step(self) -> None:
+        """Inspect the collection, and make it agree with the journal. Make a journal for a collection without one."""
+        health, is_new = index.Health(), not self.model and not len(self.own)
+        if isinstance(self.place, Server) or (self.place / "chroma.sqlite3").exists():  # else Chroma would make one
+            health = index.call(index.inspect, self.place, self.name)
+        if health.model is None and len(self._indexed()):
             LOG.info("collection %s is missing", self.name)
-            health = None
-        if health is None:
             self._rebuild()
-        elif is_new and health.model is not None and isinstance(self.place, Path):
+        elif health.model is not None and is_new and isinstance(self.place, Path):
             self._take_over(health)
         else:
             self._accept(health)
-            self._bring_up_to_date("index the rest of a stopped run")
+            self._write_missing("index the rest of a stopped run")
 
     def _accept(self, health: index.Health) -> None:
         """Note the facts of a healthy collection: its size, deleted ids, and its model if the journal has none."""
@@ -232,46 +196,48 @@ class Store:
 
     # --- the index ----------------------------------------------------------------------------------------------------
 
-    def _bring_up_to_date(self, what: str, is_rebuild: bool = False) -> None:
-        """Bring the collection up to date. A collection in a folder is rebuilt if it cannot be written."""
+    def _repaired(self, use: Callable[[], Any], is_rebuilt: bool = False) -> Any:
+        """Return the result of `use`. If the collection is torn and in a folder, rebuild it, and call `use` again.
+
+        Raises UserError if the collection is on a server, cannot be rebuilt, or has no journal.
+        """
         try:
-            self.journal.repaired(lambda: self._write_missing(what))
+            if is_rebuilt:
+                self.journal.repaired(self._rebuild)
+            return self.journal.repaired(use)
         except index.TornError as error:
-            if is_rebuild or isinstance(self.place, Server):
-                raise UserError(
-                    f"{self} cannot be written: {error}; all {self.journal.n_records} vectors are safe in the journal, "
-                    "so fix that and run again"
-                ) from None
-            LOG.info("collection %s cannot be written (%s); it is rebuilt", self.name, error)
-            self._rebuild()
+            n_records, is_local = len(self.journal.rows), isinstance(self.place, Path)
+            if is_local and n_records and not is_rebuilt:
+                LOG.info("collection %s is unusable (%s); it is rebuilt from the journal", self.name, error)
+                return self._repaired(use, is_rebuilt=True)
+            remedy = f"all {n_records} vectors are safe in the journal, so fix that and run again"
+            if not is_local:
+                remedy += "; see the server's log. If you delete the collection there, the next run writes it again"
+            elif not n_records:
+                remedy = "it has no journal to repair it from; restore a copy, or delete the folder to start over"
+            raise UserError(f"{self} cannot be used ({error}); {remedy}") from None
 
     def _rebuild(self) -> None:
-        """Rebuild the collection from the journal; on a server, only if it is missing."""
+        """Write the whole journal to a new collection. On a server, the collection must be missing."""
         self.journal.note(indexed=0, indexing=True)  # after a kill, missing records must not look user-deleted
         if isinstance(self.place, Path):
-            self._drop(self.place)
-        self._bring_up_to_date(f"repairing {self.name} from the journal", is_rebuild=True)
-
-    def _drop(self, path: Path) -> None:
-        try:
-            index.call(index.drop, path, self.name)
-        except index.TornError as error:
-            if not index.set_aside(path):
-                raise UserError(
-                    f"{self} can be neither read nor rebuilt: {error}; fix that and run again, all "
-                    f"{self.journal.n_records} vectors are safe in the journal"
-                ) from None
-            LOG.info("the database is torn (%s); it was renamed to %s.torn", error, path / "chroma.sqlite3")
+            try:
+                index.call(index.drop, self.place, self.name)
+            except index.TornError as error:
+                if not index.set_aside(self.place):
+                    raise
+                LOG.info("the database is torn (%s); it was renamed to %s.torn", error, self.place / "chroma.sqlite3")
+        self._write_missing(f"repairing {self.name} from the journal")
 
     def _write_missing(self, what: str) -> None:
-        """Index new records. After an interrupted write, first compare all records, and write differing ones again."""
+        """Write what the collection lacks. After an interrupted write, compare all records, and write what differs."""
         differing = NO_ROWS
         if self.journal.indexing and self.journal.indexed:
             differing = self._compare(self._indexed(), "compare all after an interrupted write")[1]
         if len(differing):
             LOG.info("%d records of collection %s are damaged; they are written again", len(differing), self.name)
-        if len(differing) or self._is_behind():
-            with bar(len(differing) + len(self._new()), what, "record") as progress:
+        if n_records := len(differing) + sum(map(len, self._lacking())):
+            with bar(n_records, what, "record") as progress:
                 self._apply(differing, progress.update)
         elif self.journal.indexing:
             self.journal.note(indexing=False)
@@ -283,15 +249,16 @@ class Store:
             self._apply()
 
     def _apply(self, again: np.ndarray = NO_ROWS, progress: Callable[[int], Any] = lambda n: None) -> None:
-        """Index new records, changed metadata and the rows `again` (n,) ROW."""
-        journal, kept = self.journal, self._rows()
-        end, changed = journal.end, journal.changed
+        """Write what the collection lacks, and the rows `again` (n,) ROW."""
+        journal = self.journal
+        end, changed, (new, changed_rows, removing) = journal.end, journal.changed, self._lacking()
         journal.note(indexing=True)
         watch = index.watch_size(self.place, self.name, journal.path, journal.n_records)
-        rows = np.concatenate([again, self._new()]), kept[np.isin(kept["id"], changed)]
-        work = journal.path, *rows, self.model
+        work = journal.path, np.concatenate([again, new]), changed_rows, removing, self.model
         self.count = index.call(index.apply, self.place, self.name, *work, progress=progress, watch=watch)
         journal.note(indexed=end, changed=np.setdiff1d(journal.changed, changed), indexing=False)
+        if len(removing):
+            journal.remove(removing)
 
     def _compare(self, rows: np.ndarray, what: str) -> tuple[int, np.ndarray]:
         """(number of `rows` (n,) ROW in the collection, the rows that differ or are missing)."""
@@ -303,13 +270,11 @@ class Store:
         rows, hidden = self.journal.rows, np.concatenate([self.journal.gone, self.journal.removing])
         return rows[~np.isin(rows["id"], hidden)] if len(hidden) else rows
 
-    def _new(self) -> np.ndarray:
-        rows = self._rows()
-        return rows[rows["seq"] > self.journal.indexed]
-
     def _indexed(self) -> np.ndarray:
         rows = self._rows()
         return rows[rows["seq"] <= self.journal.indexed]
 
-    def _is_behind(self) -> bool:
-        return self.journal.end > self.journal.indexed or len(self.journal.changed) > 0
+    def _lacking(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the collection lacks: new rows (n,) ROW, rows (m,) ROW of changed metadata, ids (k,) V16 to remove."""
+        journal, rows = self.journal, self._rows()
+        return rows[rows["seq"] > journal.indexed], rows[np.isin(rows["id"], journal.changed)], journal.removing
