@@ -18,7 +18,7 @@ import config
 from utils import cli
 from utils.annotation import history
 from utils.annotation.loads import Load, Undone, plan, save, second_look, undo
-from utils.annotation.neighbor_dirs import dir_name, is_unfinished
+from utils.annotation.neighbor_dirs import DIGESTS, dir_name, is_unfinished
 from utils.annotation.reviewed import ASIDE, KINDS, MISPLACED, UNKNOWN, Review, ReviewedDir, read_roots
 from utils.lock import hold, lock_path
 from utils.log import LOG, printable, start_log
@@ -256,7 +256,10 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         )
     if review.nameless:
         shown = ", ".join(cut(review.nameless, 5))
-        yield f"warning: {len(review.nameless)} images without an id match none of {root}: {shown}"
+        remedy = (
+            "" if review.digests else f"; {root / DIGESTS}, a hidden file, is missing: copy it from the original folder"
+        )
+        yield f"warning: {len(review.nameless)} images without an id match none of {root}: {shown}{remedy}"
     if review.n_empty:
         yield f"warning: {review.n_empty} directories of {root} have none of their images: is the copy complete?"
     loaded = [folder for folder in load.loaded if folder.review is review]

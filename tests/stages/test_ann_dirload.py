@@ -372,6 +372,25 @@ def test_what_lies_in_a_system_s_folder_is_deleted(trash, capsys):
     assert "unknown folder" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("partial", [".~tmp~", ".rsync-partial"])
+def test_an_image_that_rsync_has_not_put_in_place_is_not_deleted(partial, capsys):
+    (folder(0) / partial).mkdir()
+    image(0, 1).rename(folder(0) / partial / image(0, 1).name)
+    assert dirload()[0] == {"pos": ids(0, 0, 2, 3, 4), "neg": []}
+    assert "neither positive nor negative, 1 images" in capsys.readouterr().out
+
+
+def test_what_a_zip_with_backslashes_unpacks_to_is_not_discarded(capsys):
+    """Windows PowerShell writes such zips; some programs then make one file "folder\\image" in the root."""
+    for path in [path for index in range(N_DIRS) for path in folder(index).iterdir()]:
+        path.rename(ROOT / f"{path.parent.name}\\{path.name}")
+    for index in range(N_DIRS):
+        next(path for path in ROOT.glob(f"{index}_*") if path.is_dir()).rmdir()
+    assert dirload() == []
+    assert "not recorded: 4 renamed folders" in capsys.readouterr().out
+    assert read_discarded() == set()
+
+
 def test_what_a_system_renames_when_it_is_deleted_is_deleted(capsys):
     """Android's trash renames in place; FUSE and NFS rename a file that a viewer has open."""
     for rank, name in enumerate(
@@ -411,6 +430,7 @@ def test_an_image_without_its_id_that_matches_none_leaves_its_directory_unrecord
     captured = capsys.readouterr()
     assert "not recorded: 1 with an image without id (put its id back)" in captured.out
     assert "can be deleted" not in captured.out
+    assert ("copy it from the original folder" in captured.out) == (spoil == "made before")
     assert (
         f"{folder(0).name}: images are missing, and {path} could be these; put the ids back or move them out"
         in captured.err

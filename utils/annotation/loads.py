@@ -7,14 +7,14 @@ without their records, and undoes these events first.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.annotation import history
 from utils.annotation.history import Event
-from utils.annotation.records import backup_path, is_record, put_back, read_items, write_items
+from utils.annotation.records import Record, backup_path, is_record, put_back, read_items, write_items
 from utils.annotation.reviewed import Review, ReviewedDir
 from utils.errors import UserError
 
@@ -47,14 +47,16 @@ class Load:
 def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool, skip: bool) -> Load:
     """Decide on each directory, root by root, in index order. skip: leave out untouched directories."""
     items, decisions = read_items(path), history.read_decisions(history_path)
+    records = {index: item for index, item in enumerate(items) if is_record(item)}
     last = _last_load(decisions, path.name)
-    interrupted = last if _is_interrupted(items, last) else []
+    interrupted = last if _is_interrupted(records.values(), last) else []
     load = Load(items, [event for event in decisions if event not in interrupted], interrupted)
+    load.n_foreign = len(items) - len(records)
     load.root_of = {event["main"]: str(event.get("root")) for event in load.decisions if "kept" in event}
-    holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}
-    for index, item in enumerate(items):
-        load.n_foreign += not is_record(item)
-        _hold(holders, item["pos"] if is_record(item) else (), index)
+    holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}  # -> records: in "pos"
+    for index, record in records.items():
+        for main in holders.keys() & record["pos"]:
+            holders[main].append(index)
     done: set[str] = set()
     for review in reviews:
         for folder in review.dirs:
@@ -77,13 +79,6 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     return load
 
 
-def _hold(holders: dict[str, list[int]], positives: Iterable[str], index: int) -> None:
-    """Note a record. holders: main id -> indexes of records with it in "pos"."""
-    for id_ in positives:
-        if id_ in holders:
-            holders[id_].append(index)
-
-
 def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedDir) -> int | None:
     """Index of the record that starts with the main image or has exactly the images of samples.json."""
     samples = set(folder.review.samples[folder.main])
@@ -96,7 +91,8 @@ def _find_record(items: Sequence[Any], indexes: Sequence[int], folder: ReviewedD
 def _add(load: Load, folder: ReviewedDir, holders: dict[str, list[int]]) -> None:
     if holders[folder.main]:
         load.other_main.append(folder)
-    _hold(holders, folder.kept, len(load.items))
+    for main in holders.keys() & folder.kept:
+        holders[main].append(len(load.items))
     load.items.append({"pos": folder.kept, "neg": folder.deleted})
     load.loaded.append(folder)
     load.root_of[folder.main] = folder.review.name
@@ -223,15 +219,13 @@ def _without(items: Sequence[Any], events: Sequence[Event]) -> Undone:
     return undone
 
 
-def _is_interrupted(items: Sequence[Any], events: Sequence[Event]) -> bool:
+def _is_interrupted(records: Collection[Record], events: Sequence[Event]) -> bool:
     """Whether none of the load's records is in the annotated data, neither unchanged nor edited."""
-    records = [event for event in events if "kept" in event]
-    mains = {item["pos"][0] for item in items if is_record(item)}
-    old = {_text(item) for item in items}
-    is_old = [
-        _text(event["replaced"]) in old if "replaced" in event else event["main"] not in mains for event in records
-    ]
-    return bool(records) and all(is_old)
+    made = [event for event in events if "kept" in event]
+    mains = {record["pos"][0] for record in records}
+    old = set(map(_text, records)) if any("replaced" in event for event in made) else set()
+    is_old = [_text(event["replaced"]) in old if "replaced" in event else event["main"] not in mains for event in made]
+    return bool(made) and all(is_old)
 
 
 def _text(item: Any) -> str:

@@ -120,11 +120,8 @@ def is_unfinished(root: Path) -> bool:
 
 
 def check(root: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError if `root` has anything except an unfinished run with the same settings. Changes nothing.
-
-    Hidden files do not count: they stay if someone deletes all that a file manager shows.
-    """
-    if not is_unfinished(root):
+    """Raises UserError if `root` has anything except an unfinished run with the same settings. Changes nothing."""
+    if not is_unfinished(root):  # hidden files stay if someone deletes all that a file manager shows
         if not all(_is_temporary(name) or name == DIGESTS or name.lower() in FOLDER_FILES for name in _names(root)):
             raise UserError(
                 f"{root} is not empty; load it (python ann_dirload.py) and delete it, or set ANN_DIRRIFY_DIR_PATH"

@@ -47,6 +47,7 @@ _SYSTEM_DIRS = frozenset(
     {"__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found"}
     | {"@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot"}
 )
+_PARTIAL_DIRS = frozenset({".~tmp~", ".rsync-partial"})  # hidden, but with images that rsync has not put in place
 _SHORT_NAME = re.compile(r"(?<![0-9a-f])([0-9a-f]{6,})~")  # Windows' 8.3 names
 _MAX_PIXELS, _MIN_SIDE = 100_000_000, 64
 
@@ -142,10 +143,6 @@ class _Folder:
         """Key of each id that belongs here -> the id; in rank order."""
         return self.owner.listed.get(self.main, {})
 
-    @functools.cached_property
-    def ranks(self) -> dict[str, int]:
-        return self.owner.ranks.get(self.main, {})
-
     @property
     def there(self) -> set[str]:
         """Keys of all ids of its entries, whatever their state."""
@@ -177,8 +174,8 @@ class _File:
 
     @property
     def rank(self) -> int:
-        """The number at the start of its name; -1 if it is gone."""
-        number = self.name.partition("_")[0]
+        """The number at the start of its name; -1 if it is gone. Some zips unpack to the name FOLDER\\FILE."""
+        number = self.name.rpartition("\\")[2].partition("_")[0]
         return int(number) if number.isascii() and number.isdecimal() else -1
 
     @property
@@ -189,7 +186,7 @@ class _File:
     @property
     def is_stray(self) -> bool:
         """Whether the file is foreign, or has another rank than in this directory."""
-        return self.is_foreign or self.rank not in (-1, self.folder.ranks[self.id])
+        return self.is_foreign or self.rank not in (-1, self.folder.owner.ranks[self.folder.main][self.id])
 
 
 _Owner = tuple[Review, str]  # a directory, listed by this root, with the key of this main id
@@ -231,7 +228,7 @@ def _walk(review: Review, known: Mapping[str, Review]) -> Iterator[_Folder]:
 
 
 def _is_system_dir(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_DIRS
+    return (name.startswith(".") and name not in _PARTIAL_DIRS) or name.lower() in _SYSTEM_DIRS
 
 
 def _find_dir(path: Path, parent: _Folder, known: Mapping[str, Review]) -> _Folder:
@@ -254,7 +251,7 @@ def _read_entry(entry: os.DirEntry[str], folder: _Folder, known: Mapping[str, Re
         state = "doubtful" if is_file else "unclear"
         found = found or (_find_parts(name, folder.listed) if is_file else [])
     here = [id_ for id_ in found if id_ in folder.listed]
-    if here and state == "image" and name.startswith(f"{folder.ranks[here[0]]}_"):
+    if here and state == "image" and name.startswith(f"{folder.owner.ranks[folder.main][here[0]]}_"):
         folder.in_place.add(here[0])
         return
     is_other_dir = folder.parent and not here and found and found[0] in known and entry.is_dir(follow_symlinks=False)
@@ -302,11 +299,7 @@ def _digest(path: Path) -> str:
 
 
 def _could_be_image(path: Path) -> bool:
-    return _has_image_extension(path) or _decode(path) != "not_an_image"
-
-
-def _has_image_extension(path: Path) -> bool:
-    return path.name.lower().endswith(_IMAGE_ENDINGS)
+    return path.name.lower().endswith(_IMAGE_ENDINGS) or _decode(path) != "not_an_image"
 
 
 def _decode(path: Path) -> str:
@@ -350,7 +343,7 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
         key, name = ids.to_key(main), dir_name(index, main)
         if dirs[key]:
             _read_dir(review, main, dirs[key], unmatched[key])
-        elif key in in_root and not _has_image_extension(in_root[key]):
+        elif key in in_root and not in_root[key].name.lower().endswith(_IMAGE_ENDINGS):
             review.skipped.append(("no folder", f"{in_root[key]}: not a folder; put {name} back"))
         elif key in may_be_main:
             message = f"{main}: no directory has this id, but its main image is {may_be_main[key]}; put the id back"

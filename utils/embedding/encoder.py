@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.embedding import networks, weights
+from utils.embedding import blocks, networks, weights
 from utils.errors import UserError
 from utils.log import LOG
 
@@ -234,7 +234,10 @@ class Encoder:
             memo: dict[int, Any] = {id(child): torch.nn.Identity() for child in others}
             memo |= {id(p): torch.nn.Parameter(p.to(dtype), requires_grad=False) for p in tower.parameters()}
             module = copy.deepcopy(module, memo)
-        return module.to(self.device, dtype, memory_format=self._layout)
+        module = module.to(self.device, dtype, memory_format=self._layout)
+        if precision == "bf16" and self.device.type == "cpu":
+            blocks.fuse_mlps(module)
+        return module
 
     def _encode(self, module: Any, pixels: np.ndarray) -> np.ndarray:
         import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.embedding import weights
+from utils.embedding import blocks, weights
 from utils.embedding.weights import HUB, LOCAL, REMEDY, TIMM, Model, first_line
 from utils.errors import UserError
 from utils.images.preprocess import Preprocess
@@ -64,6 +64,7 @@ def _load_open_clip(model: Model) -> Network:
         module, _, _ = open_clip.create_model_and_transforms(
             name, pretrained=checkpoint, require_pretrained=True, weights_only=True, **options
         )
+    blocks.skip_unused_tokens(module.visual)
     config = module.visual.preprocess_cfg
     size = config["size"]
     preprocess = Preprocess(
