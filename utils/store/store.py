@@ -166,9 +166,13 @@ class Store:
         if journal.indexed == UNKNOWN:  # records are indexed in the order of seq
             journal.note(indexed=newest)
         elif isinstance(self.place, Server) and n_lost >= (LOST if newest else 1):
-            LOG.warning("%s has lost the newest %d of %d records, as if an older backup had been restored; they are "
-                        "written again. If people deleted them, remove them from the list and run with --prune",
-                        self, n_lost, len(rows))  # fmt: skip
+            LOG.warning(
+                "%s has lost the newest %d of %d records, as if an older backup had been restored; they are "
+                "written again. If people deleted them, remove them from the list and run with --prune",
+                self,
+                n_lost,
+                len(rows),
+            )
             journal.note(indexed=newest)
         gone = np.setdiff1d(self._indexed()["id"], health.ids)
         if len(gone):  # they were in the collection and are not now: deleted on purpose

@@ -166,8 +166,12 @@ class Journal:
             self.close()
         lost = [id_ for seq, id_ in listed.items() if seq not in found]
         names = from_ids(np.frombuffer(b"".join(lost[:20]), "V16")) + ["..."] * (len(lost) > 20)
-        LOG.warning("journal %s was damaged and is repaired: %d records are lost, and will be embedded again: %s",
-                    self.path, len(lost), " ".join(names))  # fmt: skip
+        LOG.warning(
+            "journal %s was damaged and is repaired: %d records are lost, and will be embedded again: %s",
+            self.path,
+            len(lost),
+            " ".join(names),
+        )
         self._read()
 
     def close(self) -> None:
@@ -277,8 +281,13 @@ class Journal:
         for suffix in _FILES:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
-        LOG.warning("journal %s cannot be read (%s) and is renamed to %s.damaged: the records of the collection are "
-                    "taken over, the others will be embedded again", self.path, error, self.path.name)  # fmt: skip
+        LOG.warning(
+            "journal %s cannot be read (%s) and is renamed to %s.damaged: the records of the collection are "
+            "taken over, the others will be embedded again",
+            self.path,
+            error,
+            self.path.name,
+        )
         self._forget()
 
 
