@@ -21,7 +21,7 @@ from utils.annotation.loads import Load, Undone, plan, save, second_look, undo
 from utils.annotation.neighbor_dirs import DIGESTS, dir_name, is_unfinished
 from utils.annotation.reviewed import ASIDE, KINDS, MISPLACED, UNKNOWN, Review, ReviewedDir, read_roots
 from utils.lock import hold, lock_path
-from utils.log import LOG, printable, start_log
+from utils.log import LOG, counted, printable, start_log
 
 NAMES = ["ANNOTATED_DATA_PATH", "ANN_HISTORY_PATH", "ANN_DIRRIFY_DIR_PATH", "LOGS_DIR_PATH"]
 WAIT_S = 60  # to wait for ann_dirrify.py
@@ -92,13 +92,13 @@ def names(folders: Sequence[ReviewedDir]) -> str:
 
 def taken_back(path: Path, undone: Undone) -> Iterator[str]:
     yield (
-        f"the last load is undone: {undone.n_removed} records removed, {undone.n_restored} records restored to their "
-        f"state before it, {undone.n_discards} discards and {undone.n_second_looks} second looks removed; "
-        f"{path} has {len(undone.items)} records"
+        f"the last load is undone: {counted(undone.n_removed, 'record')} removed, {undone.n_restored} restored to "
+        f"the state before it, {counted(undone.n_discards, 'discard')} and "
+        f"{counted(undone.n_second_looks, 'second look')} removed; {path} has {counted(len(undone.items), 'record')}"
         + (f" (the version with the load is {path}.undone)" if undone.n_removed or undone.n_restored else "")
     )
     if undone.n_edited:
-        yield f"{undone.n_edited} records of that load are edited or missing; they are left as they are"
+        yield f"left as found: {counted(undone.n_edited, 'record')} of that load, edited or missing since"
 
 
 def log_details(reviews: Sequence[Review], load: Load) -> None:
@@ -115,8 +115,8 @@ def log_details(reviews: Sequence[Review], load: Load) -> None:
     images = [(folder.name, id_, where) for folder in load.recorded for id_, (_, where) in folder.undecided.items()]
     lines = {
         "not recorded": [message for review in reviews for _, message in review.skipped],
-        "in a folder other than its own; move it back": [path for review in reviews for path in review.foreign],
-        "neither positive nor negative": [f"{name}: {id_} is {where}" for name, id_, where in images],
+        "in another directory; move it back": [path for review in reviews for path in review.misplaced],
+        "neither positive nor negative": [f"{name}: {id_}: {where}" for name, id_, where in images],
     }
     for what, messages in lines.items():
         for message in cut(messages):
@@ -126,22 +126,23 @@ def log_details(reviews: Sequence[Review], load: Load) -> None:
 def summary(path: Path, reviews: Sequence[Review], load: Load, is_dry: bool) -> Iterator[str]:
     folders = load.recorded
     for folder in folders if is_dry else []:
-        yield f"{folder.name}: {len(folder.kept)} positives, {len(folder.deleted)} negatives"
+        yield f"{folder.name}: {counted(len(folder.kept), 'positive')}, {counted(len(folder.deleted), 'negative')}"
     n_untouched = sum(folder.is_untouched for folder in folders)
-    yield f"{'would load' if is_dry else 'loaded'} {len(folders)} directories, {n_untouched} of them untouched"
+    yield f"{'would load' if is_dry else 'loaded'} {counted(len(folders), 'directory')} ({n_untouched} untouched)"
     if load.replaced:
-        yield f"{len(load.replaced)} records {'would change' if is_dry else 'changed'}: {changes(load.replaced)}"
+        n_replaced = counted(len(load.replaced), "record")
+        yield f"{n_replaced} {'would change' if is_dry else 'changed'}: {changes(load.replaced)}"
     n_already = len(load.already) + len(load.different) + len(load.gone)
     yield f"already annotated {n_already}, discarded {len(load.discarded)}"
     if load.untouched:
-        yield f"{len(load.untouched)} untouched directories left out (--skip-untouched)"
+        yield f"{counted(len(load.untouched), 'untouched directory')} left out (--skip-untouched)"
     if skipped := Counter(kind for review in reviews for kind, _ in review.skipped):
         yield f"not recorded: {', '.join(f'{n} {KINDS[kind][n > 1]}' for kind, n in skipped.most_common())}"
     n_positives = sum(len(folder.kept) for folder in folders)
     n_negatives = sum(len(folder.deleted) for folder in folders)
-    others = f" and {load.n_foreign} of other tools" if load.n_foreign else ""
-    holds = f"{'would hold' if is_dry else 'holds'} {len(load.items) - load.n_foreign} records{others}"
-    yield f"positives {n_positives}, negatives {n_negatives}; {path} {holds}"
+    others = f" and {load.n_of_other_tools} of other tools" if load.n_of_other_tools else ""
+    held = counted(len(load.items) - load.n_of_other_tools, "record") + others
+    yield f"positives {n_positives}, negatives {n_negatives}; {path} {'would hold' if is_dry else 'holds'} {held}"
 
 
 def changes(folders: Sequence[ReviewedDir]) -> str:
@@ -156,13 +157,14 @@ def changes(folders: Sequence[ReviewedDir]) -> str:
 def comparison(load: Load) -> Iterator[str]:
     """Directories that differ from their records, and agreement with directories recorded from another root."""
     if load.different:
-        remedy = "to replace those records, run again with --replace"
-        yield f"{len(load.different)} directories differ from their records; {remedy}: {changes(load.different)}"
+        what = counted(len(load.different), "directory differs", "directories differ")
+        yield f"{what} from the records: {changes(load.different)}; to replace those records, run again with --replace"
     if load.gone:
-        what = "are deleted here, but recorded before or from another folder; their records stay"
-        yield f"{len(load.gone)} directories {what}: {names(load.gone)}"
+        what = counted(len(load.gone), "directory")
+        yield f"{what} deleted here, but recorded before or from another folder (records stay): {names(load.gone)}"
     if load.revived:
-        yield f"{len(load.revived)} directories were discarded before and are records now: {names(load.revived)}"
+        what = counted(len(load.revived), "directory")
+        yield f"{what} discarded before and recorded now: {names(load.revived)}"
     if load.second_looks:
         yield from agreement(load.second_looks)
 
@@ -175,9 +177,10 @@ def agreement(folders: Sequence[ReviewedDir]) -> Iterator[str]:
     ]
     n_alike = sum(before == after for _, before, after in judged)
     kappa = history.kappa([(before, after) for _, before, after in judged])
-    beyond_chance = "undefined (one verdict only)" if kappa is None else f"{kappa:.2f}"
+    beyond_chance = "undefined: all images are judged the same" if kappa is None else f"{kappa:.2f}"
     share = f" ({n_alike / len(judged):.0%}), Cohen's kappa {beyond_chance}" if judged else ""
-    yield f"second look at {len(folders)} directories: {n_alike} of {len(judged)} images judged alike{share}"
+    images = counted(len(judged), "image")
+    yield f"second look at {counted(len(folders), 'directory')}: {n_alike} of {images} judged alike{share}"
     words = {True: "kept", False: "deleted"}
     yield from cut(
         [
@@ -193,10 +196,10 @@ def next_step(review: Review, load: Load) -> str:
         return f"{review.root} is not finished: run python ann_dirrify.py to continue it"
     kept_out = load.different + load.untouched
     kept_out += [folder for folder in load.gone if load.root_of.get(folder.main, review.name) != review.name]
-    is_complete = not review.skipped and not review.foreign
+    is_complete = not review.skipped and not review.misplaced
     is_complete &= not any(folder.undecided for folder in review.dirs)
     if not is_complete or any(folder.review is review for folder in kept_out):
-        return f"some of {review.root} is not recorded yet: keep the folder until all is recorded"
+        return f"some of {review.root} is not recorded yet: keep the folder as long as you may need the rest"
     is_new = any(folder.review is review for folder in load.recorded + load.discarded)
     done = f"{review.root} is loaded" if is_new else f"nothing new in {review.root}: it was recorded before"
     return f"{done}; it can be deleted and new directories generated (python ann_dirrify.py)"
@@ -215,20 +218,20 @@ def progress(review: Review) -> str:
         return line
     pace_s = sum(gaps) / len(gaps)
     rest = max(1, round(n_untouched * pace_s / 60))
-    return f"{line}; at {3600 / pace_s:.0f} an hour the rest takes about {rest} minutes"
+    return f"{line}; at {3600 / pace_s:.0f} an hour the rest takes about {counted(rest, 'minute')}"
 
 
 def undecided(folders: Sequence[ReviewedDir]) -> Iterator[str]:
     """Images that are neither positive nor negative, by kind."""
     what = {
-        UNKNOWN: "unknown: neither positive nor negative, {} images that may be incomplete",
-        ASIDE: "set aside: neither positive nor negative, {} images moved into other folders",
-        MISPLACED: "{} images are in a folder other than their own, neither positive nor negative; move them back",
+        UNKNOWN: "unknown: neither positive nor negative, {} that may be incomplete",
+        ASIDE: "set aside: neither positive nor negative, {} moved into another folder",
+        MISPLACED: "misplaced (move back): neither positive nor negative, {} in another directory",
     }
     images = [(folder.name, *reason) for folder in folders for reason in folder.undecided.values()]
     for kind, text in what.items():
         if found := [f"{name}: {where}" for name, of, where in images if of == kind]:
-            yield f"{text.format(len(found))}: {', '.join(cut(found, 5))}"
+            yield f"{text.format(counted(len(found), 'image'))}: {', '.join(cut(found, 5))}"
 
 
 # --- doubts -----------------------------------------------------------------------------------------------------------
@@ -243,10 +246,10 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         again = "" if is_dry else " again"
         is_all = n == len(review.samples)
         yield (
-            f"warning: nothing was deleted in the last {n} directories of {root}, "
-            f"{f'{first} to {last}' if n > 1 else first}: if they are not reviewed yet, {undo_first}review them before "
-            f"loading{again}, or load with --skip-untouched"
-            + ("; a zip unpacked over the original brings deleted images back" if is_all else "")
+            f"warning: nothing was deleted in the last {f'{n} directories' if n > 1 else 'directory'} of {root}, "
+            f"{f'{first} to {last}' if n > 1 else first}. If nobody has reviewed that part, {undo_first}review it "
+            f"before loading{again}, or load with --skip-untouched"
+            + (". A zip that is unpacked over the original folder also brings deleted images back" if is_all else "")
         )
     if gone := missing_dirs(review, load):
         remedy = "complete it before loading" if is_dry else "undo this load (--undo) and complete it"
@@ -259,9 +262,10 @@ def doubts(review: Review, load: Load, is_dry: bool) -> Iterator[str]:
         remedy = (
             "" if review.digests else f"; {root / DIGESTS}, a hidden file, is missing: copy it from the original folder"
         )
-        yield f"warning: {len(review.nameless)} images without an id match none of {root}: {shown}{remedy}"
+        what = counted(len(review.nameless), "image without an id matches none", "images without an id match none")
+        yield f"warning: {what} of {root}: {shown}{remedy}"
     if review.n_empty:
-        yield f"warning: {review.n_empty} directories of {root} have none of their images: is the copy complete?"
+        yield f"warning: {counted(review.n_empty, 'directory')} of {root} without any image: is the copy complete?"
     loaded = [folder for folder in load.loaded if folder.review is review]
     n_halved = sum(map(ends_early, loaded))
     if n_halved > 1 and 2 * n_halved > len(loaded):

@@ -32,7 +32,7 @@ from utils.images.cache import ImageCache
 from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
 from utils.lock import hold, lock_path
-from utils.log import LOG, bar, start_log
+from utils.log import LOG, bar, counted, start_log
 from utils.store import collection
 from utils.store.model import describe, same_model
 from utils.store.server import Place, choose
@@ -107,7 +107,7 @@ def choose_candidates(args: argparse.Namespace) -> Candidates:
     candidates.leave_out(shown_elsewhere(args))
     for other in dict.fromkeys(args.ann_dirrify_pool):
         if n_missing := candidates.add_pool(place, other):
-            LOG.warning("%d images are not in collection %s and are left out", n_missing, other)
+            LOG.warning("%s left out: not in collection %s", counted(n_missing, "image"), other)
     return candidates
 
 
@@ -252,8 +252,9 @@ def make_dirs(
 
 
 def print_summary(writer: DirWriter, images: DirImages, n_replaced: int) -> None:
+    n_images = sum(map(len, writer.samples.values()))
     print(
-        f"{len(writer.samples)} directories with {sum(map(len, writer.samples.values()))} images in {writer.root} "
+        f"{counted(len(writer.samples), 'directory')} with {counted(n_images, 'image')} in {writer.root} "
         f"({images.n_copied} from the cache, {images.n_downloaded} downloaded or read in place)"
     )
     if n_replaced:
@@ -267,7 +268,7 @@ def print_shortfall(writer: DirWriter, candidates: Candidates, images: DirImages
     """Print why there are fewer directories than ANN_DIRRIFY_NDIRS, and the settings that help."""
     samples = writer.samples
     if args.ann_sampler_name == "ids":
-        print(f"{len(samples)} of {len(set(args.ann_sampler_cfg['ids']))} named ids used")
+        print(f"{len(samples)} of {counted(len(set(args.ann_sampler_cfg['ids'])), 'named id')} used")
         return
     if len(samples) >= args.ann_dirrify_ndirs:
         return
@@ -280,8 +281,8 @@ def print_shortfall(writer: DirWriter, candidates: Candidates, images: DirImages
     remedies += [REMEDIES[reason] for reason in images.failures if writer.n_lost and reason in REMEDIES]
     print(
         f"only {len(samples)} of {args.ann_dirrify_ndirs} directories (ANN_DIRRIFY_NDIRS): no image is left to be a "
-        f"main image. Of {len(candidates.ids)} images {n_annotated} are annotated positives, {n_shown} are shown in "
-        f"these directories, {writer.n_lost} main images could not be loaded. "
+        f"main image. Images: {len(candidates.ids)}; annotated positives: {n_annotated}; shown in these directories: "
+        f"{n_shown}; main images that could not be loaded: {writer.n_lost}. "
         f"What helps: {', '.join([*remedies, 'more images'])}"
     )
 

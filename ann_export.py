@@ -24,12 +24,13 @@ from utils.export.groups import ExportData, LeftOut, empty_reason, pairs, rank_q
 from utils.export.splits import check_shares, split_items
 from utils.files import replacing
 from utils.images.cache import ImageCache
-from utils.log import LOG, start_log
+from utils.log import LOG, counted, start_log
 from utils.store import collection
 from utils.store.server import choose
 from utils.web.urls import find_files
 
-NO_VALUE = {"path": "not in the image cache", "url": "no url", "id": ""}  # ANN_EXPORT_VALUE -> why it may be missing
+# ANN_EXPORT_VALUE -> why it may be missing
+NO_VALUE = {"path": "not in the image cache (IMAGE_CACHE_DIR_PATH)", "url": "no url", "id": ""}
 N_NAMED = 3  # ids in a line on stdout; the log file has all
 
 
@@ -102,7 +103,7 @@ def write_pairs(data: ExportData, folder: Path) -> int:
     path = folder / f"{formats.PAIRS}.csv"
     with replacing(path) as file:
         n_rows = formats.write_pairs(file, pairs(data))
-    print(f"{path}: {n_rows} pairs of {len(data.records)} groups")
+    print(f"{path}: {counted(n_rows, 'pair')} of {counted(len(data.records), 'group')}")
     return n_rows
 
 
@@ -132,7 +133,7 @@ def write_split(name: str, split: str, groups: Sequence[formats.ExportGroup], da
     for run_path in run_paths:
         with replacing(run_path) as file:
             formats.write_run(file, rank_queries(groups, split, data))
-    print(f"{path}: {n_rows} {kind.row} of {len(groups)} groups")
+    print(f"{path}: {counted(n_rows, kind.row)} of {counted(len(groups), 'group')}")
     return n_rows
 
 
@@ -141,23 +142,23 @@ def print_left_out(left_out: LeftOut, no_value: str) -> None:
     for reason, mains in left_out.groups.items():
         print_ids("group", mains, "left out", reason)
     if left_out.other_split:
-        print(f"negatives left out: {left_out.other_split}, as they are in another split than their group")
+        print(f"{counted(left_out.other_split, 'negative')} left out: in a different split from the group")
     if left_out.contradictory:
-        print(f"negatives left out: {left_out.contradictory}, as they are positives of the same record")
+        print(f"{counted(left_out.contradictory, 'negative')} left out: also a positive of the same record")
 
 
 def print_texts(counts: Counter[str]) -> None:
     if counts:
         listed = ", ".join(f"{extension}: {n}" for extension, n in counts.most_common())
         print(
-            f"sentence-transformers would embed {counts.total()} names of images ({listed}) as text: open the images "
-            "yourself, as tests/benchmarks/load_exports.py does"
+            f"sentence-transformers would embed the name, not the pixels, of {counted(counts.total(), 'image')} "
+            f"({listed}): open the images yourself, as tests/benchmarks/load_exports.py does"
         )
 
 
 def print_ids(noun: str, ids: Collection[str], fate: str, reason: str) -> None:
     if ids:
-        line = f"{len(ids)} {noun}{'s' * (len(ids) > 1)} {fate} ({{}}): {reason}"
+        line = f"{counted(len(ids), noun)} {fate} ({{}}): {reason}"
         print(line.format(", ".join([*ids][:N_NAMED]) + (", ..." if len(ids) > N_NAMED else "")))
         LOG.debug(line.format(", ".join(ids)))
 

@@ -24,7 +24,7 @@ from utils.images.cache import ImageCache
 from utils.images.copies import make_thumbnails, remove_other_thumbnails
 from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
-from utils.log import bar, start_log
+from utils.log import bar, counted, start_log
 from utils.report import page
 from utils.report.figures import Figures, ReportData, compare, measure
 from utils.report.reviews import Reviews, read_reviews
@@ -113,7 +113,8 @@ def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCac
 def print_summary(folder: Path, figures: Figures) -> None:
     comparison, agreement = figures.get("comparison"), figures["agreement"]
     print(format_counts(figures["progress"]))
-    print(f"contradictions: {len(figures['conflicts']['pairs'])} pairs, {len(figures['conflicts']['chains'])} chains")
+    pairs, chains = figures["conflicts"].values()
+    print(f"contradictions: {counted(len(pairs), 'pair')}, {counted(len(chains), 'chain')}")
     for key, words in MEASURES.items():
         print(f"{words}: {format_estimate(figures[key])}")
         if comparison:
@@ -145,7 +146,7 @@ def format_estimate(estimate: Figures) -> str:
     return (
         "no group has both kept and deleted images"
         if value is None
-        else f"{value:.3f} [{low:.3f}, {high:.3f}] over {n} groups"
+        else f"{value:.3f} [{low:.3f}, {high:.3f}] over {counted(n, 'group')}"
     )
 
 

@@ -24,7 +24,7 @@ from utils.annotation.neighbors import normalize
 from utils.annotation.records import read_annotated
 from utils.errors import UserError
 from utils.lock import hold, lock_path
-from utils.log import bar, start_log
+from utils.log import bar, counted, start_log
 from utils.processes import Child
 from utils.store import collection, index
 from utils.store.model import describe, same_model
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     n_images = write(place, learned, args)
     name = args.ann_trained_collection_name
-    print(f"{n_images} images in collection {name}; the other stages use it with --collection-name {name}")
+    print(f"{counted(n_images, 'image')} in collection {name}; the other stages use it with --collection-name {name}")
     return 0
 
 

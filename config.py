@@ -14,7 +14,7 @@ CHROMA_SERVER_URL = ""  # http(s)://host:port of a Chroma server with the collec
 CHROMA_SERVER_HEADERS_ENV = ""  # environment variable with headers for the server as JSON, such as a token; "" = none
 FAILED_DATA_PATH = "data/failed.json"  # failed items and their reasons: [{"index", "url", "reason", "detail"}]
 IMAGE_CACHE_DIR_PATH = "data/images"  # folder of downloaded originals, which later stages read; "" = keep none
-IMAGE_CACHE_MAX_BYTES = 20_000_000_000  # bytes; caching also stops when less than 10% of the disk is free
+IMAGE_CACHE_MAX_BYTES = 20_000_000_000  # bytes; the limit; caching also stops when less than 10% of the disk is free
 LOGS_DIR_PATH = "data/logs"  # folder of log files, one per run; "" = none
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -33,25 +33,25 @@ EMBED_RAY_CPUS_PER_ACTOR = 1  # cores per actor; with GPUs, cores for its downlo
 DOWNLOAD_WORKERS = 128  # concurrent downloads, about 0.6 images/s each on the web; hundreds overload name servers
 DOWNLOAD_WORKERS_PER_HOST = 0  # concurrent downloads from one host; 0 = no limit
 DOWNLOAD_TIMEOUT_S = 15  # seconds; deadline of one attempt, from the connection to the last byte
-DOWNLOAD_ATTEMPTS = 2  # attempts per image; one retry recovers most of what any number of retries can
+DOWNLOAD_ATTEMPTS = 2  # attempts per image; the second recovers most failures, more recover few
 DOWNLOAD_MAX_BYTES = 50_000_000  # bytes; larger bodies are refused
 DOWNLOAD_ALLOW_LOCAL = False  # allow items on this machine or network: private addresses, file://, paths
 DOWNLOAD_RESPECT_NOAI = True  # refuse images served with X-Robots-Tag noai or noimageai
 MAX_IMAGE_PIXELS = 100_000_000  # width x height; larger images are refused before decoding
 
 # --- annotation -------------------------------------------------------------------------------------------------------
-ANNOTATED_DATA_PATH = "data/annotated.json"  # output: JSON list of {"pos": [ids], "neg": [ids]}
-ANN_SAMPLER_NAME = "random"  # sampler that chooses the main images; samplers.py has them all
-ANN_SAMPLER_CFG: dict = {}  # options of the sampler, as JSON
+ANNOTATED_DATA_PATH = "data/annotated.json"  # the annotations: JSON list of {"pos": [ids], "neg": [ids]}
+ANN_SAMPLER_NAME = "random"  # random, metadata, cluster, k_center, typical, herding, ambiguous, text or ids
+ANN_SAMPLER_CFG: dict = {}  # options of the sampler of main images, as JSON, such as {"fields": ["brand"]}
 ANN_SEED = 0  # seed of the sampler; the same seed and data give the same directories
 ANN_DIRRIFY_DIR_PATH = "data/dirrify"  # folder that ann_dirrify.py creates and the reviewer opens
 ANN_DIRRIFY_NDIRS = 100  # directories to generate
-ANN_DIRRIFY_NNEAREST = 20  # nearest images in a directory, beside the main image
+ANN_DIRRIFY_NNEAREST = 20  # nearest images in a directory, in addition to the main image
 ANN_DIRRIFY_PICK = "nearest"  # neighbors to show: nearest, or informative (near ones whose decisions teach the most)
 ANN_DIRRIFY_PICK_AMONG = 160  # informative chooses among this many nearest images
 ANN_DIRRIFY_POOL: list = []  # more collections with the same ids; a directory alternates between their nearest images
 ANN_DIRRIFY_MAX_SIMILARITY = 1.0  # cosine; skip neighbors more similar than this to an image already listed; 1 = off
-ANN_DIRRIFY_MAX_SIDE = 1600  # pixels; larger or uncommon images are shown as JPEG or PNG copies; 0 = originals
+ANN_DIRRIFY_MAX_SIDE = 1600  # pixels; larger images and rare formats become JPEG or PNG copies; 0 = originals
 ANN_DIRRIFY_WHERE: dict = {}  # Chroma `where` filter on metadata for main images, as JSON; {} = all images
 ANN_DIRRIFY_NEIGHBORS_WHERE: dict = {}  # Chroma `where` filter for neighbors, as JSON; {} = all images
 ANN_DIRRIFY_SHOW_JUDGED = False  # show judged pairs and discarded main images again

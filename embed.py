@@ -29,7 +29,7 @@ from utils.items.formatted import restore_item, to_metadata
 from utils.items.sources import open_source
 from utils.items.worklist import DUPLICATE, FAILED, KNOWN, LASTING, STORED, TODO, Worklist
 from utils.lock import hold, lock_path
-from utils.log import LOG, printable, start_log
+from utils.log import LOG, counted, printable, start_log
 from utils.store.model import describe, same_model
 from utils.store.server import Server, choose
 from utils.store.store import Store
@@ -110,7 +110,7 @@ def check_local_addresses(work: Worklist) -> None:
     local = [item["url"] for _, item in work.todo() if is_local(item["url"])]
     if not local:
         return
-    finding = f"{len(local)} items name this machine or a private network; the first is {local[0][:200]}"
+    finding = f"{counted(len(local), 'item')} on this machine or a private network; the first is {local[0][:200]}"
     if len(local) == work.count(TODO) and not work.count(KNOWN):
         raise UserError(f"{finding}; --download-allow-local (DOWNLOAD_ALLOW_LOCAL) allows them")
     LOG.warning("%s; they fail as blocked_address without --download-allow-local (DOWNLOAD_ALLOW_LOCAL)", finding)
@@ -126,7 +126,7 @@ def refresh_metadata(work: Worklist, store: Store) -> None:
         if id_ in stored and _text(stored[id_]) != _text(metadata):  # as text, because 1 == 1.0 == True
             changed.append((id_, metadata))
     change_metadata(store, changed)
-    print(f"metadata refreshed: {len(changed)} of {len(stored)} records")
+    print(f"metadata refreshed: {len(changed)} of {counted(len(stored), 'record')}")
 
 
 def change_metadata(store: Store, changed: list[tuple[bytes, dict[str, Any]]]) -> None:
@@ -151,15 +151,15 @@ def follow_files(work: Worklist, store: Store, args: argparse.Namespace) -> None
             moved.append((id_, to_metadata(item)))
     change_metadata(store, moved)
     if moved:
-        print(f"{len(moved)} files were moved; their stored url is updated")
+        print(f"{counted(len(moved), 'file was', 'files were')} moved; the stored url is updated")
     if changed and args.refresh_changed:
         indexes = [index for index, _ in changed]
         store.remove(work.ids[indexes])
         work.outcome[indexes] = TODO
-        print(f"{len(changed)} files changed since they were embedded; they will be embedded again")
+        print(f"{counted(len(changed), 'file')} changed since the last embedding, and will be embedded again")
     elif changed:
-        finding = f"{len(changed)} files differ from the files embedded under the same name"
-        print(f"{finding}; the first is {printable(changed[0][1])}; --refresh-changed embeds them again")
+        finding = f"{counted(len(changed), 'file differs', 'files differ')} from what was embedded under the same name"
+        print(f"{finding}; the first is {printable(changed[0][1])}; --refresh-changed embeds such files again")
         LOG.debug("changed files: %s", [url for _, url in changed])
 
 
@@ -171,7 +171,7 @@ def prune(work: Worklist, store: Store) -> None:
     """Remove stored records that are no longer in the list."""
     if len(extra := extra_ids(work, store)):
         store.remove(extra)
-        print(f"pruned: {len(extra)} records that are no longer in the list")
+        print(f"pruned: {counted(len(extra), 'record')} no longer in the list")
 
 
 def extra_ids(work: Worklist, store: Store) -> np.ndarray:
@@ -244,7 +244,7 @@ def print_verification(work: Worklist, store: Store) -> int:
     n_failed = len(work.failures)  # items of this list that failed in an earlier run
     n_missing = work.count(TODO, FAILED, LASTING) - n_failed
     rows = {
-        "input": f"{len(work)} items, {work.count(DUPLICATE)} of them duplicates",
+        "input": f"{counted(len(work), 'item')}, {counted(work.count(DUPLICATE), 'duplicate')} among them",
         "failed": f"{n_failed}",
         "journal": f"{len(store.known)}, {no_longer} of them no longer in the input",
         "collection": f"{store.count}",
@@ -268,7 +268,7 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
     )
     if reasons := work.reasons():
         counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
-        print(f"failures, listed in {args.failed_data_path}: {counts}")
+        print(f"failures, listed in {args.failed_data_path} and explained in README.md: {counts}")
     if bad := [entry for entry in work.failures.values() if entry["reason"] == "bad_record"]:
         print(f"the first bad record is item {bad[0]['index']}: {bad[0]['detail']}")
     for note in work.source.notes:
@@ -278,12 +278,12 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
     n_identical, n_most, url = work.identical()
     if n_identical:
         most = f"the most frequent, {n_most} times: {printable(url[:200])}"
-        print(f"{n_identical} images of this run are byte-identical to another; {most}")
+        print(f"{n_identical} images of this run are byte-identical to another image; {most}")
     if n_extra:
-        print(f"{n_extra} stored records are no longer in the list; --prune removes them")
+        print(f"{counted(n_extra, 'stored record')} no longer in the list; --prune removes such records")
     if args.image_cache_dir_path:
         files, size = ImageCache(args.image_cache_dir_path, 0).size()
-        print(f"image cache {args.image_cache_dir_path}: {files} files, {size / 1e6:.1f} MB")
+        print(f"image cache {args.image_cache_dir_path}: {counted(files, 'file')}, {size / 1e6:.1f} MB")
     if work.count(STORED) and behind_proxy():
         print("a proxy was used, so the proxy alone checked the addresses that host names resolved to")
 

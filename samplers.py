@@ -231,7 +231,7 @@ def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str])
         if row is None:
             pool.warn(f"{id_}: not in the collection, left out")
         elif row in annotated:
-            pool.warn(f"{id_}: annotated already, left out")
+            pool.warn(f"{id_}: already annotated, left out")
         elif not may_be_main[row] and row not in pool.shown:
             pool.warn(f"{id_}: not eligible as main image, left out")
         else:
@@ -525,5 +525,6 @@ def _strings(name: str, value: Any) -> list[str]:
 
 def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
     is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    words = "a whole number" if kind is int else "a number"
     if not (is_number and low <= value <= high):
-        raise ValueError(f"option {name!r} must be {kind.__name__} from {low} to {high}, but is {value!r}")
+        raise ValueError(f"option {name!r} must be {words} from {low} to {high}, but is {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import inspect
 import io
 import json
@@ -96,7 +97,8 @@ def run(main: Callable[[], int], at_once: bool = False) -> None:
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            stop.code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}", 2)
+            remedy = "; free space there, and run again" if error.errno == errno.ENOSPC else ""
+            stop.code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}{remedy}", 2)
     if at_once:
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):  # the reader has closed the pipe
@@ -118,9 +120,9 @@ def stoppable() -> Iterator[Stop]:
     try:
         yield stop
     except Terminated:
-        stop.code = _print_end("terminated", TERMINATED)
+        stop.code = _print_end("terminated; run again to continue", TERMINATED)
     except KeyboardInterrupt:
-        stop.code = _print_end("interrupted", INTERRUPTED)
+        stop.code = _print_end("interrupted; run again to continue", INTERRUPTED)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -25,6 +25,17 @@ def fsync_dir(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make an OSError of the system name `path`: errors of writing do not name a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
     """Open a new file that replaces `path` when the block ends, and is deleted if the block raises.
 
@@ -34,7 +45,7 @@ def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb" if binary else "x", encoding=None if binary else "utf-8") as file:
+        with naming(path), open(temporary, "xb" if binary else "x", encoding=None if binary else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

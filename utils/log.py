@@ -47,6 +47,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number and its noun: "1 image", "2 images", "0 directories". plural: needed if it is not -s, or -ies for -y."""
+    return f"{n} {noun if n == 1 else plural or re.sub('y$', 'ie', noun) + 's'}"
+
+
 def bar(total: int | None, what: str, unit: str) -> tqdm[Any]:
     """Show a progress bar on stderr. If stderr is not a terminal, it prints at most one line every ten seconds."""
     slow = not sys.stderr.isatty()

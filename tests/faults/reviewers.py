@@ -618,11 +618,11 @@ def check_told(out: str, told: Counter[str], is_dry: bool) -> None:
     """Standard output counts everything that is undecided, not recorded, or not safe to delete."""
     found: Counter[str] = Counter()
     for line in out.splitlines():
-        found["unknown"] += _number(r"^unknown: neither positive nor negative, (\d+) images", line)
-        found["elsewhere"] += _number(r"^set aside: neither positive nor negative, (\d+) images", line)
-        found["elsewhere"] += _number(r"^(\d+) images are in a folder other than their own, neither", line)
-        found["different"] += _number(r"^(\d+) directories differ from their records", line)
-        found["looks"] += _number(r"^second look at (\d+) directories", line)
+        found["unknown"] += _number(r"^unknown: neither positive nor negative, (\d+) image", line)
+        found["elsewhere"] += _number(r"^set aside: neither positive nor negative, (\d+) image", line)
+        found["elsewhere"] += _number(r"^misplaced .*: neither positive nor negative, (\d+) image", line)
+        found["different"] += _number(r"^(\d+) director\w+ differs? from the records", line)
+        found["looks"] += _number(r"^second look at (\d+) director", line)
         found["can be deleted"] += "can be deleted" in line
         if line.startswith("not recorded: "):
             found["not recorded"] += sum(map(int, re.findall(r"(?:^not recorded: |, )(\d+) ", line)))

@@ -12,7 +12,7 @@ import config
 from tests.conftest import ROOT
 from utils import cli
 from utils.errors import UserError
-from utils.log import printable
+from utils.log import counted, printable
 
 
 def test_flags_have_the_constants_types_and_defaults():
@@ -102,7 +102,7 @@ def test_how_a_main_ends_is_the_exit_code_and_one_line():
     assert run_code("raise UserError('thing: fault\\n\\x1b[2J')") == (2, "", "error: thing: fault\\n\\x1b[2J\n")
     assert run_code("open('/nowhere/at/all')")[::2] == (2, "error: /nowhere/at/all: No such file or directory\n")
     code, _, error = run_code("raise OSError(28, 'No space left on device')")
-    assert (code, error) == (2, "error: writing: No space left on device\n")
+    assert (code, error) == (2, "error: writing: No space left on device; free space there, and run again\n")
     code, _, error = run_code("1 / 0")
     assert code == 1 and "ZeroDivisionError" in error, "a bug keeps its traceback"
 
@@ -113,9 +113,9 @@ def test_how_a_main_ends_is_the_exit_code_and_one_line():
 )
 def test_a_stopped_script_says_so_after_its_summary(number: signal.Signals, code: int, word: str):
     wait = "print('ready', flush=True)\ntime.sleep(60)"
-    assert run_code(wait, stop=number) == (code, "ready\n", f"{word}\n")
+    assert run_code(wait, stop=number) == (code, "ready\n", f"{word}; run again to continue\n")
     block = f"with cli.stoppable() as stop:\n    {wait[:27]}\n    time.sleep(60)\nprint('sum')\nreturn stop.code"
-    assert run_code(block, stop=number) == (code, "ready\nsum\n", f"{word}\n")
+    assert run_code(block, stop=number) == (code, "ready\nsum\n", f"{word}; run again to continue\n")
 
 
 def test_what_is_printed_cannot_move_the_cursor_and_letters_stay():
@@ -129,3 +129,9 @@ def test_comments_above_a_constant_are_its_help(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module: types.ModuleType = __import__("other_config")
     assert "images, 100% of them (default: 5)" in " ".join(cli.parser("doc", module, ["N"]).format_help().split())
+
+
+def test_a_number_and_its_noun_agree():
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "untouched directory") for n in (1, 2)] == ["1 untouched directory", "2 untouched directories"]
+    assert [counted(n, "file was", "files were") for n in (1, 0)] == ["1 file was", "0 files were"]

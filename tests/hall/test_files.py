@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -63,3 +64,13 @@ def test_what_is_missing_or_a_folder_is_one_line(tmp_path: Path):
         read_json(tmp_path / "none.json", "the thing")
     with pytest.raises(UserError, match=r"cannot be read|does not exist"):
         read_json(tmp_path, "the thing")
+
+
+def test_a_full_disk_is_named_by_the_file_that_could_not_be_written(tmp_path: Path):
+    path = tmp_path / "settings.json"
+    with pytest.raises(OSError, match="No space left") as error, replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(path)
+    with pytest.raises(OSError, match="no number"), replacing(path):
+        raise OSError("no number")
+    assert not list(tmp_path.iterdir())

@@ -43,8 +43,8 @@ def test_every_image_in_and_below_a_folder_is_an_item_told_by_its_bytes(tmp_path
     assert last == {"url": str(path), "folder": "sub/deep", "name": "c 1.JPG", **facts}
     assert (first["folder"], first["name"]) == ("", "a.txt")
     heic_note, other_note = source.notes
-    assert heic_note.startswith("2 HEIC images are left out; pip install pillow-heif makes them readable")
-    assert other_note == "4 files are left out: they are not images"
+    assert heic_note.startswith("2 HEIC images left out: pip install pillow-heif makes HEIC readable")
+    assert other_note == "4 files left out: no image"
 
 
 def test_review_copies_and_thumbnails_of_later_stages_are_not_taken_for_new_images(tmp_path: Path):

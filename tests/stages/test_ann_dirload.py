@@ -74,10 +74,10 @@ def test_what_stays_is_positive_and_what_was_deleted_negative(capsys):
     ]
     assert dirload() == expected
     out = capsys.readouterr().out
-    assert "loaded 4 directories, 2 of them untouched" in out
+    assert "loaded 4 directories (2 untouched)" in out
     assert "positives 17, negatives 3" in out
     assert "can be deleted" in out
-    assert out.splitlines()[-1].startswith("warning: nothing was deleted in the last 1 ")
+    assert out.splitlines()[-1].startswith("warning: nothing was deleted in the last directory of ")
 
 
 def test_a_second_run_changes_no_byte(capsys):
@@ -120,7 +120,7 @@ def test_a_directory_without_its_main_image_is_not_recorded(spoil, capsys):
     captured = capsys.readouterr()
     assert f"not recorded: 1_{MAINS[1]}: main image " in captured.err
     assert f"; restore 0_{MAINS[1]} or delete the directory to discard it" in captured.err
-    assert "not recorded: 1 without main image" in captured.out
+    assert "not recorded: 1 folder without its main image" in captured.out
     assert "can be deleted" not in captured.out
 
 
@@ -240,7 +240,7 @@ def test_an_image_found_elsewhere_is_neither_kept_nor_deleted(where, capsys):
     records = dirload()
     assert records == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
     err = capsys.readouterr().err
-    assert f"{folder(0).name}: {ids(0, 2)[0]} is " in err
+    assert f"{folder(0).name}: {ids(0, 2)[0]}: " in err
 
 
 def test_an_image_that_belongs_to_two_directories_is_judged_in_each(tmp_path):
@@ -319,7 +319,7 @@ def test_an_image_that_is_not_there_as_a_whole_is_unknown(name, content, capsys)
     path.with_name(name.format(path.name)).write_bytes(content)
     assert dirload() == [{"pos": ids(0, 0, 1, 3, 4), "neg": []}, *ALL[1:]]
     out = capsys.readouterr().out
-    assert f"unknown: neither positive nor negative, 1 images that may be incomplete: {folder(0).name}: " in out
+    assert f"unknown: neither positive nor negative, 1 image that may be incomplete: {folder(0).name}: " in out
     assert name.format(path.name) in out
     assert "can be deleted" not in out
 
@@ -377,7 +377,7 @@ def test_an_image_that_rsync_has_not_put_in_place_is_not_deleted(partial, capsys
     (folder(0) / partial).mkdir()
     image(0, 1).rename(folder(0) / partial / image(0, 1).name)
     assert dirload()[0] == {"pos": ids(0, 0, 2, 3, 4), "neg": []}
-    assert "neither positive nor negative, 1 images" in capsys.readouterr().out
+    assert "neither positive nor negative, 1 image " in capsys.readouterr().out
 
 
 def test_what_a_zip_with_backslashes_unpacks_to_is_not_discarded(capsys):
@@ -428,19 +428,19 @@ def test_an_image_without_its_id_that_matches_none_leaves_its_directory_unrecord
         path.write_bytes({"edited": image_bytes(77), "cut off": image_bytes(2)[:150], "empty": b""}[spoil])
     assert dirload() == ALL[1:]
     captured = capsys.readouterr()
-    assert "not recorded: 1 with an image without id (put its id back)" in captured.out
+    assert "not recorded: 1 folder with an image without id (put the id back)" in captured.out
     assert "can be deleted" not in captured.out
     assert ("copy it from the original folder" in captured.out) == (spoil == "made before")
     assert (
-        f"{folder(0).name}: images are missing, and {path} could be these; put the ids back or move them out"
-        in captured.err
+        f"{folder(0).name}: images are missing, and {path} could be these; put the ids back into the names, or "
+        "move the files out" in captured.err
     )
 
 
 def test_an_image_that_nobody_misses_is_no_reason_to_leave_its_directory_out(capsys):
     (folder(0) / "my dog.jpg").write_bytes(image_bytes(99))
     assert dirload() == ALL
-    assert f"1 images without an id match none of {ROOT}" in capsys.readouterr().out
+    assert f"1 image without an id matches none of {ROOT}" in capsys.readouterr().out
 
 
 def test_identical_images_of_a_collection_without_their_ids_are_unknown():
@@ -474,7 +474,7 @@ def test_a_folder_loaded_too_early_is_compared_with_its_records(capsys):
     capsys.readouterr()
     assert dirload() == ALL
     out = capsys.readouterr().out
-    assert "2 directories differ from their records; to replace those records, run again with --replace: " in out
+    assert "2 directories differ from the records: " in out
     assert f"{folder(3).name}: 5 -> 3 positives, 0 -> 1 negatives" in out
     assert "can be deleted" not in out
     assert "second look" not in out
@@ -546,7 +546,7 @@ def test_a_directory_that_one_reviewer_discards_and_another_keeps_is_recorded_wi
     shutil.rmtree(Path("b") / folder(2).name)
     assert sorted(dirload("a", "b"), key=str) == sorted(ALL, key=str)
     out = capsys.readouterr().out
-    assert "2 directories are deleted here, but recorded before or from another folder; their records stay: " in out
+    assert "2 directories deleted here, but recorded before or from another folder (records stay): " in out
     assert "can be deleted" not in out
     assert read_discarded() == set()
 
@@ -568,7 +568,7 @@ def test_images_moved_into_a_folder_are_set_aside(capsys):
         image(0, rank).rename(folder(0) / "maybe" / image(0, rank).name)
     assert dirload()[0] == {"pos": ids(0, 0, 3, 4), "neg": []}
     out = capsys.readouterr().out
-    assert "set aside: neither positive nor negative, 2 images moved into other folders: " in out
+    assert "set aside: neither positive nor negative, 2 images moved into another folder: " in out
     assert "can be deleted" not in out
 
 
@@ -627,9 +627,7 @@ def test_half_a_copy_is_voiced(half, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("warning: in ")
     assert "at least the last half of the images is missing" in out[-1]
-    assert any("2 directories of data/dirrify have none of their images" in line for line in out) == (
-        half == "directories"
-    )
+    assert any("2 directories of data/dirrify without any image" in line for line in out) == (half == "directories")
 
 
 @pytest.mark.parametrize("other", ["other directories", "longer lists", "shorter lists"])
@@ -699,7 +697,7 @@ def test_dry_run_changes_nothing(capsys):
     image(0, 2).unlink()
     dirload("--dry-run")
     assert not ANNOTATED.exists()
-    assert f"{folder(0).name}: 4 positives, 1 negatives" in capsys.readouterr().out
+    assert f"{folder(0).name}: 4 positives, 1 negative" in capsys.readouterr().out
 
 
 def test_names_are_shown_as_they_are_but_cannot_move_the_cursor(capsys):
@@ -720,7 +718,7 @@ def test_messages_begin_on_lines_of_their_own(capsys):
 def test_a_dry_run_advises_to_finish_and_not_to_undo(capsys):
     dirload("--dry-run")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "review them before loading" in last
+    assert "review it before loading" in last
     assert "--undo" not in last
 
 
@@ -729,7 +727,7 @@ def test_images_in_another_directory_are_counted_with_what_to_do(capsys):
         image(0, rank).rename(folder(1) / image(0, rank).name)
     dirload()
     out = capsys.readouterr().out
-    assert "2 images are in a folder other than their own, neither positive nor negative; move them back" in out
+    assert "misplaced (move back): neither positive nor negative, 2 images in another directory: " in out
 
 
 def test_what_replace_changes_is_named(capsys):
@@ -738,7 +736,7 @@ def test_what_replace_changes_is_named(capsys):
         image(3, rank).unlink()
     dirload("--dry-run", "--replace")
     changed = f"{folder(3).name}: 5 -> 3 positives, 0 -> 2 negatives"
-    assert f"1 records would change: {changed}" in capsys.readouterr().out
+    assert f"1 record would change: {changed}" in capsys.readouterr().out
 
 
 def test_nothing_new_is_said(capsys):
@@ -773,10 +771,7 @@ def test_replace_reads_every_directory_again(capsys):
     assert dirload() == [old, *ALL], "not without the switch"
     assert dirload("--replace") == [old, ALL[0], {"pos": ids(1, 0, 1, 3, 4), "neg": ids(1, 2)}, ALL[2], ALL[3]]
     out = capsys.readouterr().out
-    assert (
-        f"1 directories are deleted here, but recorded before or from another folder; their records stay: 2_{MAINS[2]}"
-        in out
-    )
+    assert f"1 directory deleted here, but recorded before or from another folder (records stay): 2_{MAINS[2]}" in out
 
 
 def test_undo_takes_back_the_last_load_and_then_the_one_before():
@@ -826,7 +821,7 @@ def test_undo_of_a_kept_directory_that_was_discarded_before_leaves_it_discarded(
     dirload()
     shutil.copytree("aside", ROOT / f"1_{MAINS[1]}")
     assert len(dirload()) == 4
-    assert f"1 directories were discarded before and are records now: {folder(1).name}" in capsys.readouterr().out
+    assert f"1 directory discarded before and recorded now: {folder(1).name}" in capsys.readouterr().out
     assert read_discarded() == set()
     assert len(dirload("--undo")) == 3
     assert read_discarded() == {MAINS[1]}
@@ -838,7 +833,7 @@ def test_undo_keeps_what_others_added_and_edited_since(capsys):
     records[1]["neg"] = [id_of("by hand")]
     ANNOTATED.write_text(json.dumps([*records, {"label": "cat"}]))
     assert dirload("--undo") == [records[1], {"label": "cat"}]
-    assert "1 records of that load are edited or missing; they are left as they are" in capsys.readouterr().out
+    assert "left as found: 1 record of that load, edited or missing since" in capsys.readouterr().out
 
 
 def test_undo_without_a_history_is_one_step():

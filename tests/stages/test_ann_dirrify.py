@@ -427,7 +427,7 @@ def test_a_pool_shows_the_nearest_of_both_collections_in_turns_and_the_history_s
     other = random_vectors(len(ids), dimension=24, seed=9)[:-1]
     make_collection(other, [f"http://photos.invalid/{i}.jpg" for i in range(N - 1)], name="other")  # lacks one image
     dirrify("--ann-dirrify-pool", '["other"]', n_nearest=6)
-    assert "1 images are not in collection other and are left out" in capsys.readouterr().err
+    assert "1 image left out: not in collection other" in capsys.readouterr().err
     of_id = {id_: row for row, id_ in enumerate(ids)}
     events = {event["main"]: event for event in history.read_events(Path("data/history.jsonl"))}
     for main, listed in read_samples().items():

@@ -175,7 +175,7 @@ def test_values_are_paths_of_cached_images_or_urls(ids, capsys):
     used = {value for path in OUT.iterdir() for row in rows(path.name) for value in row.values()}
     assert used and all(Path(value).is_absolute() and Path(value).is_file() for value in used)
     assert not any(ids[1] in value for value in used)
-    assert f"1 image left out ({ids[1]}): not in the image cache" in capsys.readouterr().out
+    assert f"1 image left out ({ids[1]}): not in the image cache (IMAGE_CACHE_DIR_PATH)" in capsys.readouterr().out
     export("--ann-export-value", "url")
     assert rows("triplets.train.csv")[0]["anchor"].startswith("https://example.org/")
 
@@ -209,7 +209,7 @@ def test_records_of_other_tools_are_left_out_and_counted(ids, capsys):
     write_annotated([*others, {"pos": ids[:2], "neg": ids[2:3], "by": "another tool"}])
     assert export("--ann-export-value", "id", "--ann-export-split", '{"train": 1}') == 0
     assert [list(row.values()) for row in rows("triplets.train.csv")] == [ids[:3]]
-    assert "5 records of other tools are not used" in capsys.readouterr().err
+    assert "5 records of other tools not used" in capsys.readouterr().err
 
 
 def test_near_duplicates_stay_together(tmp_path, monkeypatch, capsys):
@@ -288,10 +288,10 @@ def test_images_that_a_trainer_would_take_for_text_are_counted(ids, capsys):
         cached = next(Path("data/images").rglob(f"{ids[number]}.jpg"))
         cached.rename(cached.with_suffix(extension))
     export()
-    line = "sentence-transformers would embed 3 names of images (.jp2: 2, .avif: 1) as text"
+    line = "sentence-transformers would embed the name, not the pixels, of 3 images (.jp2: 2, .avif: 1): "
     assert line in capsys.readouterr().out, "the fourth is in a group that is left out"
     export("--ann-export-format", "reranking", "--ann-export-value", "url")
-    assert "would embed 45 names of images (no extension: 45) as text" in capsys.readouterr().out
+    assert "would embed the name, not the pixels, of 45 images (no extension: 45): " in capsys.readouterr().out
     for format_, value in (("triplets", "id"), ("flagembedding", "path"), ("qrels", "path")):
         export("--ann-export-format", format_, "--ann-export-value", value)
         assert "embedded as text" not in capsys.readouterr().out

@@ -222,7 +222,7 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     )
     text, found = compared([shown("r", mains[1], pool=["images", "other"])])
     assert (found["groups"], found["pooled"]) == (N_GROUPS, 1)
-    assert f"1 of {N_GROUPS} compared groups show images of both collections" in text
+    assert f"Compared groups that show images of both collections: 1 of {N_GROUPS}." in text
     text, found = compared([shown("r", main, pool=["images", "other"]) for main in mains])
     assert "All compared groups show images of both collections" in text
 
@@ -258,7 +258,7 @@ def test_records_of_other_tools_are_left_out_and_counted(ids, capsys):
     ANNOTATED.write_text(json.dumps([{"pos": [], "neg": []}, {"pos": ["a"]}, 5, {"pos": ids[:3], "neg": ids[3:5]}]))
     assert report() == 0
     assert (figures()["progress"]["groups"], figures()["progress"]["annotated"]) == (1, 5)
-    assert "3 records of other tools are not used" in capsys.readouterr().err
+    assert "3 records of other tools not used" in capsys.readouterr().err
 
 
 def test_events_of_an_undone_load_do_not_count(ids):

@@ -59,7 +59,7 @@ def test_a_list_from_first_run_to_prune(
     first = run_here("embed.py", *flags)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(summary(6, 0, 1, 4, 0, 0))
-    assert "1 duplicates differ from the first item with their id" in first.stderr
+    assert "1 duplicate with other fields than the first item with the id" in first.stderr
     entries = json.loads((tmp_path / "data/failed.json").read_text())
     assert [(entry["index"], entry["url"], entry["reason"]) for entry in entries] == [
         (7, f"{url}/none.jpg", "http_status"),
@@ -82,7 +82,7 @@ def test_a_list_from_first_run_to_prune(
     missing = ["--download-allow-local", "--clip-model-name", offline_model_name, "--device", "none such"]
     second = run_here("embed.py", *missing, "--refresh-metadata", "--prune")
     assert second.returncode == 0, second.stderr
-    assert "metadata refreshed: 1 of 6 records\npruned: 1 records" in second.stdout
+    assert "metadata refreshed: 1 of 6 records\npruned: 1 record no longer in the list" in second.stdout
     assert summary(0, 5, 2, 2, 1, 0) in second.stdout
     assert photo_server.requests.total() == requests
     del expected[id_of(f"{url}/{names[5]}")]
@@ -113,19 +113,21 @@ def test_a_placeholder_behind_many_links_is_counted(
     flags = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
     done = run_here("embed.py", "--download-allow-local", *flags)
     assert done.stdout.startswith(summary(8, 0, 0, 0, 0, 0)), done.stderr
-    finding = "6 images of this run are byte-identical to another; the most frequent, 4 times: data:image/\\x1b[2J0;"
+    finding = (
+        "6 images of this run are byte-identical to another image; the most frequent, 4 times: data:image/\\x1b[2J0;"
+    )
     assert finding in done.stdout
 
 
 def test_lists_that_cannot_be_used_end_with_one_line_and_change_nothing(tmp_path: Path, run_script: RunScript):
     (tmp_path / "data").mkdir()
     for content, words in [
-        (None, "does not exist; it must be a JSON list, [{"),
+        (None, "does not exist; give a JSON list, [{"),
         ("{", "is broken as JSON lines, at its beginning: line 1 is not JSON"),
         ('{"url":\n"x"}', "is broken as JSON lines"),
-        ("images", "has an unknown form; it must be a JSON list, [{"),
-        ("id,image_url\n1,http://x/a.jpg\n", "work as well; --url-field names a field other than url"),
-        ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items name this machine"),
+        ("images", "unknown format, with the first line 'images'; give a JSON list, [{"),
+        ("id,image_url\n1,http://x/a.jpg\n", "first line 'id,image_url'; give a JSON list, [{"),
+        ('[{"url": "http://127.0.0.1/a\\u001b[2J"}, {"url": "file:///x"}]', "2 items on this machine"),
     ]:
         if content is not None:
             (tmp_path / "data/formatted.json").write_text(content)

@@ -64,7 +64,7 @@ def test_a_folder_from_first_run_to_export(tmp_path: Path, run_here: RunScript, 
     assert (lost.returncode, "(bad_url 8)" in lost.stdout) == (1, True), lost.stderr
     assert "What helps: python embed.py FOLDER, if the folder was moved, more images" in lost.stdout
     again = run_here("embed.py", moved, *model, "--device", "none such")
-    assert again.stdout.startswith("8 files were moved; their stored url is updated\n" + summary(0, 8, 0, 0, 0, 0))
+    assert again.stdout.startswith("8 files were moved; the stored url is updated\n" + summary(0, 8, 0, 0, 0, 0))
     main = paths_of(moved)[3].name
     cfg = ["--ann-sampler-name", "ids", "--ann-sampler-cfg", json.dumps({"ids": [main, "Kreta 2019/none"]})]
     made = run_here("ann_dirrify.py", "--ann-dirrify-ndirs", "1", "--ann-dirrify-nnearest", "5", *cfg)
@@ -92,11 +92,11 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     path = paths_of(folder)[4]
     path.write_bytes(photos[20].data)
     named = run_here("embed.py", folder, *model)
-    finding = f"1 files differ from the files embedded under the same name; the first is {path}; --refresh-changed"
+    finding = f"1 file differs from what was embedded under the same name; the first is {path}; --refresh-changed"
     assert finding in named.stdout and summary(0, 8, 0, 0, 0, 0) in named.stdout
     assert finding in run_here("embed.py", folder, *model, "--refresh-metadata").stdout, "it stays so"
     refreshed = run_here("embed.py", folder, *model, "--refresh-changed")
-    assert "1 files changed since they were embedded; they will be embedded again" in refreshed.stdout
+    assert "1 file changed since the last embedding, and will be embedded again" in refreshed.stdout
     assert summary(1, 7, 0, 0, 0, 0) in refreshed.stdout
     after = stored(tmp_path)
     assert after.keys() == before.keys()
@@ -109,7 +109,7 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     shutil.copytree(folder / "Kreta 2019", other)  # its own files, and one of a name that is there
     (other / path.name).write_bytes(photos[21].data)
     mixed = run_here("embed.py", other, *model)
-    finding = f"1 files differ from the files embedded under the same name; the first is {other / path.name};"
+    finding = f"1 file differs from what was embedded under the same name; the first is {other / path.name};"
     assert finding in mixed.stdout and summary(2, 1, 0, 0, 0, 0) in mixed.stdout
 
 
@@ -141,7 +141,7 @@ def test_local_files_that_embed_was_allowed_to_read_are_found_by_later_stages(
     model = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
     assert run_here("embed.py", "list", *model, "--download-allow-local").returncode == 0
     made = run_here("ann_dirrify.py", "--ann-dirrify-ndirs", "1", "--ann-dirrify-nnearest", "5")
-    assert made.returncode == 0 and made.stdout.startswith("1 directories with 6 images"), made.stdout
+    assert made.returncode == 0 and made.stdout.startswith("1 directory with 6 images"), made.stdout
     (tmp_path / "more").write_text(f"{folder.parent}/other.jpg\n")
     more = run_here("embed.py", "more", *model)
     assert more.returncode == 2 and "allows them" in more.stderr, "the next list must be allowed anew"
@@ -158,4 +158,4 @@ def test_naming_a_folder_lets_no_list_reach_its_files_or_their_neighbors(
     (tmp_path / "away").rename(folder)
     (tmp_path / "list").write_text(f"{names[0]}\n{folder}/../other/a.jpg\n")
     listed = run_here("embed.py", "list")
-    assert listed.returncode == 2 and "2 items name this machine" in listed.stderr
+    assert listed.returncode == 2 and "2 items on this machine" in listed.stderr

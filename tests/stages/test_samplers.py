@@ -229,13 +229,13 @@ def test_more_candidates_than_fit_at_once_are_all_reached():
 @pytest.mark.parametrize(
     ("name", "cfg", "message"),
     [
-        ("cluster", {"n_clusters": 0}, "option 'n_clusters' must be int from 1 to 5000, but is 0"),
-        ("cluster", {"n_clusters": True}, "option 'n_clusters' must be int"),
-        ("cluster", {"n_clusters": 2.5}, "option 'n_clusters' must be int"),
-        ("typical", {"n_neighbors": "20"}, "option 'n_neighbors' must be int from 1 to 1000, but is '20'"),
-        ("herding", {"bandwidth": 0}, "option 'bandwidth' must be float from 0.01 to 100, but is 0"),
-        ("herding", {"bandwidth": float("nan")}, "option 'bandwidth' must be float"),
-        ("herding", {"subset": 10**6}, "option 'subset' must be int from 1 to 10000"),
+        ("cluster", {"n_clusters": 0}, "option 'n_clusters' must be a whole number from 1 to 5000, but is 0"),
+        ("cluster", {"n_clusters": True}, "option 'n_clusters' must be a whole number"),
+        ("cluster", {"n_clusters": 2.5}, "option 'n_clusters' must be a whole number"),
+        ("typical", {"n_neighbors": "20"}, "option 'n_neighbors' must be a whole number from 1 to 1000, but is '20'"),
+        ("herding", {"bandwidth": 0}, "option 'bandwidth' must be a number from 0.01 to 100, but is 0"),
+        ("herding", {"bandwidth": float("nan")}, "option 'bandwidth' must be a number"),
+        ("herding", {"subset": 10**6}, "option 'subset' must be a whole number from 1 to 10000"),
         ("text", {"prompt": " "}, "option 'prompt' must be a text that is not empty, but is ' '"),
         ("text", {"prompt": 3}, "option 'prompt' must be a text"),
         ("ids", {"ids": "id000000"}, "option 'ids' must be a list of strings"),
@@ -331,7 +331,7 @@ def test_ids_are_taken_as_given_and_the_others_reported():
     pool.allowed[2] = False  # shown by that directory
     assert list(rows) == [3, 2]
     assert said == [
-        "id000001: annotated already, left out",
+        "id000001: already annotated, left out",
         "nowhere: not in the collection, left out",
         "id000003: shown before in another directory",
         "id000005: not eligible as main image, left out",

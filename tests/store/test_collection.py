@@ -15,6 +15,7 @@ from tests.support.annotation_data import CHROMA, id_of, make_collection, random
 from utils.errors import UserError
 from utils.lock import hold, lock_path
 from utils.store import collection
+from utils.store.store import Store
 
 N = 120
 
@@ -102,3 +103,12 @@ def test_a_torn_index_is_one_line(vectors, size):
     assert done.returncode == 2, json.dumps(done.stderr)
     assert "python embed.py repairs it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a b", "ab", "größe", "_images", "images.", "x" * 513])
+def test_a_name_that_chroma_rejects_is_refused_before_anything_is_embedded(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"collection name .* 3 to 512 characters"):
+        Store(tmp_path / "chroma", name)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"collection name .* 3 to 512 characters"):
+        collection.create(tmp_path / "chroma", name, {})

@@ -133,7 +133,7 @@ def test_down_at_the_start_is_one_line(name, tmp_path, run_script):
     (tmp_path / "data" / "annotated.json").write_text(json.dumps([record]))
     result = run_script(name, "--chroma-server-url", f"http://127.0.0.1:{closed_port()}")
     assert result.returncode == 2
-    [error] = [line for line in result.stderr.splitlines() if not line.endswith("a JSON list, 1 items")]
+    [error] = [line for line in result.stderr.splitlines() if not line.endswith("a JSON list, 1 item")]
     assert error.startswith("error: no Chroma server answers at http://127.0.0.1:")
 
 
@@ -179,7 +179,7 @@ def test_records_that_a_server_has_damaged_are_written_again(chroma, tmp_path, c
     images = collection.open_collection(place(chroma), "images")
     images.update(ids=ids[:7], embeddings=np.zeros((7, 8), np.float32))
     again = Store(tmp_path / "mine", "images", place(chroma))
-    assert "7 records of collection images are damaged; they are written again" in caplog.messages
+    assert "writing 7 damaged records of collection images again" in caplog.messages
     assert again.compare() == (100, [])
     again.close()
 
@@ -229,7 +229,7 @@ def test_many_of_the_newest_missing_at_once_are_a_loss_and_written_again(n_missi
     images = collection.open_collection(place(chroma), "images")
     images.delete(ids=[ids[5], *ids[-n_missing:]])
     again = Store(tmp_path / "mine", "images", place(chroma))
-    line = "has lost the newest 100 of 300 records, as if an older backup had been restored; they are written again"
+    line = "has lost its newest records (100 of 300), as if an older backup had been restored; they are written again"
     assert (line in caplog.text) == is_loss
     assert len(again.journal.gone) == (1 if is_loss else n_missing + 1)
     assert again.count == 300 - len(again.journal.gone)

@@ -308,7 +308,7 @@ def test_after_an_interrupted_write_every_record_is_compared_and_the_damaged_one
     store = Store(path, "images")
     check(store, *(number for number in range(N) if number != 7))
     assert not store.journal.indexing
-    assert "1 records of collection images are damaged; they are written again" in caplog.messages
+    assert "writing 1 damaged record of collection images again" in caplog.messages
 
 
 def test_a_rebuild_that_is_killed_takes_nothing_for_deleted(path: Path, monkeypatch):
@@ -352,7 +352,7 @@ def test_damaged_facts_bring_back_nothing_that_people_deleted(path: Path, caplog
         database.execute("UPDATE facts SET checksum = 1 WHERE name IN ('indexed', 'indexing')")
     assert Journal(path / "journal/images.sqlite3").indexing
     store = Store(path, "images")
-    assert "was damaged and is repaired: 0 records are lost" in caplog.text
+    assert "was damaged and is repaired: 0 records lost" in caplog.text
     assert store.journal.gone.tolist() == ids_of(3).tolist()
     assert store.journal.indexed == N + 2 and not store.journal.indexing
     check(store, *(number for number in range(N + 2) if number != 3))

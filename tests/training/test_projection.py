@@ -139,9 +139,9 @@ def test_a_held_out_image_and_its_near_duplicates_teach_nothing():
 @pytest.mark.parametrize(
     ("groups", "reason"),
     [
-        ([([0, 1], [2])] * 19, "too few directories: 19 are annotated"),
-        ([([0, 1], [2])] * 19 + [([0, 1, 2], [])] * 9, "too few deletions: of 28 directories 19 have both"),
-        ([([0], [1, 2])] * 30, "too few deletions: of 30 directories 0 have both"),
+        ([([0, 1], [2])] * 19, "too few annotated directories: 19"),
+        ([([0, 1], [2])] * 19 + [([0, 1, 2], [])] * 9, "too few deletions: 19 of 28 directories with both"),
+        ([([0], [1, 2])] * 30, "too few deletions: 0 of 30 directories with both"),
         ([([0, 1], [2])] * 20, ""),
     ],
 )

@@ -147,7 +147,7 @@ def _matching(images: chromadb.Collection, ids: Sequence[str], where: dict[str, 
         found = collection.read_ids(images, where)
     except ValueError as error:
         raise UserError(
-            f"{constant} {json.dumps(where)} is malformed: {error}. Combine conditions with "
+            f"{constant} {json.dumps(where)} is malformed: {str(error).rstrip('.')}. Combine conditions with "
             '{"$and": [{...}, {...}]}; nested values cannot be filtered'
         ) from None
     if not found:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from utils.annotation.neighbor_dirs import file_digest, image_name
 from utils.errors import ImageError, UserError
+from utils.files import naming
 from utils.images.cache import ImageCache
 from utils.images.copies import shows_everywhere, write_copy, write_review_copy
 from utils.processes import DiedError, Workers
@@ -114,7 +114,7 @@ class DirImages:
             try:
                 if self._max_side and not shows_everywhere(file, self._max_side):
                     return self._converters.submit(self._convert, path, id_, stem)
-                with _naming(stem):
+                with naming(stem):
                     return _Outcome("", file_digest(write_copy(file, stem)), was_cached=True)
             except ImageError:  # damaged
                 return None
@@ -131,7 +131,7 @@ class DirImages:
     def _write_review_copy(self, path: Path, stem: Path) -> str:
         """Write a review copy in another process, as files may be hostile; returns its digest. Raises ImageError."""
         try:
-            with _naming(stem):
+            with naming(stem):
                 return file_digest(self._decoders.run(write_review_copy, path, stem, self._max_side, self._max_pixels))
         except DiedError:
             for part in stem.parent.glob(f"{stem.name}.*"):
@@ -184,8 +184,8 @@ class DirImages:
         results = {id_: outcome.result() if isinstance(outcome, Future) else outcome for id_, outcome in placed}
         if self._offline:
             raise UserError(
-                f"no network: {self._offline}. Set IMAGE_CACHE_DIR_PATH to the cache that embed.py filled, or "
-                "HTTPS_PROXY to your proxy, and run again to continue"
+                f"no network: {self._offline}. Check that the host is up, set IMAGE_CACHE_DIR_PATH to the cache that "
+                "embed.py filled, or HTTPS_PROXY to your proxy, and run again to continue"
             )
         if results[ids[0]].reason:
             self.failures[results[ids[0]].reason] += 1  # its neighbors are not counted: only some were tried
@@ -194,12 +194,3 @@ class DirImages:
         self.n_downloaded += sum(not result.reason and not result.was_cached for result in results.values())
         self.failures.update(result.reason for result in results.values() if result.reason)
         return {id_: results[id_].digest for id_ in ids if not results[id_].reason}
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Make an OSError name `path`; errors of writing do not name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.files import naming
 from utils.lock import hold, lock_path
 from utils.log import LOG
 
@@ -80,7 +81,7 @@ def append(path: str | Path, events: Iterable[Event]) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(lock_path(path), f"history {path}", WAIT_S), path.open("ab+") as file:
+    with hold(lock_path(path), f"history {path}", WAIT_S), naming(path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             lines = lines if file.read() == b"\n" else b"\n" + lines

@@ -26,7 +26,7 @@ class Load:
     items: list[Any]
     decisions: list[Event]  # events of earlier loads, in effect
     interrupted: list[Event]  # events of a load that did not reach the annotated data
-    n_foreign: int = 0  # items of other tools
+    n_of_other_tools: int = 0  # items without this form
     loaded: list[ReviewedDir] = field(default_factory=list)
     replaced: list[ReviewedDir] = field(default_factory=list)
     different: list[ReviewedDir] = field(default_factory=list)  # they differ from their records, which stay
@@ -51,7 +51,7 @@ def plan(path: Path, history_path: str, reviews: Sequence[Review], replace: bool
     last = _last_load(decisions, path.name)
     interrupted = last if _is_interrupted(records.values(), last) else []
     load = Load(items, [event for event in decisions if event not in interrupted], interrupted)
-    load.n_foreign = len(items) - len(records)
+    load.n_of_other_tools = len(items) - len(records)
     load.root_of = {event["main"]: str(event.get("root")) for event in load.decisions if "kept" in event}
     holders: dict[str, list[int]] = {main: [] for review in reviews for main in review.samples}  # -> records: in "pos"
     for index, record in records.items():

@@ -25,7 +25,7 @@ from utils import ids
 from utils.annotation.history import now
 from utils.errors import UserError
 from utils.files import read_json, replacing, write_json
-from utils.log import LOG
+from utils.log import LOG, counted
 
 SAMPLES = "samples.json"
 DIGESTS = ".digests.json"
@@ -33,11 +33,11 @@ MARKER = ".unfinished.json"  # {"settings": of the run that makes the root, "dat
 PART_SUFFIX = ".part"
 README = "READ ME.txt"
 README_TEXT = """\
-In each folder the image whose name begins with 0_ is the main image. Go through the folders from 0 up:
+In each folder, compare the images with the main image, whose name begins with 0_. Go through the folders from 0 up:
 1. Delete every image that is not similar to the main image.
 2. Not sure? Make a new folder inside that folder and move the image there.
 3. Never delete the main image alone. If it is useless, delete its whole folder.
-4. Do not change names. A folder without changes means that all its images are similar.
+4. Do not rename anything. A folder that you leave unchanged means that all its images are similar.
 When you are done, return everything, including this file, to: ______________________________
 """
 # Files that systems create in folders, in lower case.
@@ -178,7 +178,8 @@ class DirWriter:
         elif error is None:
             (self.root / MARKER).unlink()
         else:
-            LOG.warning("%s is not finished (%d directories); run again to continue", self.root, len(self.samples))
+            n_dirs = counted(len(self.samples), "directory")
+            LOG.warning("%s is not finished (%s); run again to continue", self.root, n_dirs)
 
     def stage(self, main: str) -> Path:
         """The hidden folder in which a directory is made. Its parent exists; the folder does not."""

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeGuard
 from utils.errors import UserError
 from utils.files import replacing
 from utils.ids import is_uuid
-from utils.log import LOG
+from utils.log import LOG, counted
 
 
 class Record(TypedDict):
@@ -28,7 +28,7 @@ def read_records(path: Path) -> list[Record]:
     items = read_items(path)
     records = [item for item in items if is_record(item)]
     if len(records) < len(items):
-        LOG.info("%s: %d records of other tools are not used", path, len(items) - len(records))
+        LOG.info("%s: %s of other tools not used", path, counted(len(items) - len(records), "record"))
     return records
 
 

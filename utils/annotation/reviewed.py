@@ -34,6 +34,7 @@ from utils.annotation.neighbor_dirs import (
 )
 from utils.annotation.records import Record
 from utils.errors import ImageError
+from utils.log import counted
 
 _IMAGE_EXTENSIONS = """.apng .avif .avifs .bmp .dib .gif .heic .heics .heif .heifs .ico .j2c .j2k .jfif .jp2 .jpc .jpe
     .jpeg .jpf .jpg .jpm .jpx .jxl .mpo .pbm .pgm .png .pnm .ppm .qoi .svg .tga .tif .tiff .webp"""
@@ -56,9 +57,9 @@ KINDS = {  # directories that cannot be recorded: kind -> words for one, for sev
     "renamed": ("renamed folder (put its id back)", "renamed folders (put their ids back)"),
     "copied": ("main image with two folders (keep one)", "main images with two folders (keep one)"),
     "moved": ("moved folder (move it back)", "moved folders (move them back)"),
-    "no main": ("without main image", "without main image"),
+    "no main": ("folder without its main image", "folders without their main images"),
     "no folder": ("folder replaced by a file (put it back)", "folders replaced by files (put them back)"),
-    "no id": ("with an image without id (put its id back)", "with images without id (put their ids back)"),
+    "no id": ("folder with an image without id (put the id back)", "folders with images without id (put the ids back)"),
     "misfit": ("folder with another run's samples.json", "folders with another run's samples.json"),
 }
 UNKNOWN, ASIDE, MISPLACED = "unknown", "set aside", "misplaced"  # why an image is undecided
@@ -98,7 +99,7 @@ class Review:
     dirs: list[ReviewedDir] = field(default_factory=list)  # in index order
     discarded: list[ReviewedDir] = field(default_factory=list)  # deleted directories, under their original names
     skipped: list[tuple[str, str]] = field(default_factory=list)  # not recorded: (key of KINDS, message)
-    foreign: list[str] = field(default_factory=list)  # images in another directory, directories in another root
+    misplaced: list[str] = field(default_factory=list)  # images in another directory, directories in another root
     n_empty: int = 0  # directories without any of their images
     nameless: list[str] = field(default_factory=list)  # images without an id that match no listed image
 
@@ -329,9 +330,9 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
     unknown = [folder for folder in inside if folder.is_direct and not folder.main]
     review.skipped += [("unknown", f"{folder.path.name}: not in samples.json") for folder in unknown]
     review.nameless = [str(folder.path / name) for folder in inside for name in folder.nameless]
-    foreign = [file.path for file in strays if file.folder.review is review and file.is_foreign and file.folder.main]
-    foreign += [folder.path for folder in inside if folder.main and folder.main not in review.listed]
-    review.foreign = [str(path) for path in foreign]
+    paths = [file.path for file in strays if file.folder.review is review and file.is_foreign and file.folder.main]
+    paths += [folder.path for folder in inside if folder.main and folder.main not in review.listed]
+    review.misplaced = list(map(str, paths))
     may_be_main = {file.id: file.path for file in strays if file.rank == 0 or (file.is_foreign and file.rank == -1)}
     in_root = {file.id: file.path for file in strays if file.path.parent == review.root}
     dirs: defaultdict[str, list[_Folder]] = defaultdict(list)
@@ -346,8 +347,8 @@ def _sort_out(review: Review, folders: list[_Folder], strays: list[_File], revie
         elif key in in_root and not in_root[key].name.lower().endswith(_IMAGE_ENDINGS):
             review.skipped.append(("no folder", f"{in_root[key]}: not a folder; put {name} back"))
         elif key in may_be_main:
-            message = f"{main}: no directory has this id, but its main image is {may_be_main[key]}; put the id back"
-            review.skipped.append(("renamed", message))
+            fault = f"no directory has this id, but its main image is {may_be_main[key]}"
+            review.skipped.append(("renamed", f"{main}: {fault}; it belongs in a folder named {name}"))
         else:
             review.discarded.append(ReviewedDir(review.root / name, review, main))
 
@@ -358,7 +359,7 @@ def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], rev
     n_strange = sum(bool(ids.in_name(folder.path.name)) and not folder.main for folder in direct)
     n_missing = len(review.listed.keys() - mains)
     if n_missing and n_strange and n_strange >= len(review.listed) - n_missing:
-        return f"{n_strange} directories here are not in it, {n_missing} in it are not here"
+        return f"directories here that are not in it: {n_strange}; in it but not here: {n_missing}"
     homes = [folder for folder in direct if folder.main in review.listed]
     foreign = [{file.id for file in folder.files if file.is_foreign and file.state == "image"} for folder in homes]
     if 2 * sum(map(bool, foreign)) > len(homes) > 1:
@@ -368,7 +369,7 @@ def _find_misfit(review: Review, inside: Sequence[_Folder], mains: set[str], rev
     if any(folder.listed.keys() - folder.there for folder in homes):
         digests = review.digests
         if n_other := sum(len(digests.get(main, listed)) != len(listed) for main, listed in review.listed.items()):
-            return f"{n_other} directories were made with other lists"
+            return f"{counted(n_other, 'directory')} made with other lists"
     return ""
 
 
@@ -383,7 +384,7 @@ def _read_dir(review: Review, main: str, here: list[_Folder], unmatched: list[st
     elif not (folder.is_direct and folder.review is review):
         kind, message = "moved", f"{folder.path}: not directly in {review.root}; move it back"
     elif found.deleted and unmatched:
-        could_be = f"{', '.join(unmatched)} could be these; put the ids back or move them out"
+        could_be = f"{', '.join(unmatched)} could be these; put the ids back into the names, or move the files out"
         kind, message = "no id", f"{folder.path.name}: images are missing, and {could_be}"
     elif main not in found.kept:
         review.n_empty += not found.kept and not found.undecided

@@ -104,7 +104,7 @@ class Encoder:
         try:
             vectors = self.encode(pixels, precision)
         except RuntimeError as error:
-            LOG.debug("a forward pass of %d images failed: %s", len(pixels), error)
+            LOG.debug("a forward pass failed (batch of %d): %s", len(pixels), error)
             alone = [self._encode_alone(one[None], precision) for one in pixels]
             dimension = max(len(vector) for vector in alone)
             vectors = np.stack([np.broadcast_to(vector, dimension) for vector in alone])

@@ -59,7 +59,7 @@ class Format(NamedTuple):
     extensions: tuple[str, ...]  # of a split's file, and of its run file
     write: Callable[[IO[str], Sequence[ExportGroup]], int]  # returns the number of rows
     needs_both: bool  # whether a group needs a negative in addition to a positive
-    row: str  # noun for the rows, plural
+    row: str  # noun for a row
     opens_images: bool = False  # its program is sentence-transformers, which opens them
 
 
@@ -118,10 +118,10 @@ def write_pairs(file: IO[str], pairs: Iterable[Pair]) -> int:
 
 
 FORMATS = {
-    "triplets": Format(("csv",), write_triplets, True, "triplets", opens_images=True),
-    "flagembedding": Format(("jsonl",), write_flagembedding, True, "queries"),
-    "reranking": Format(("json",), write_reranking, True, "queries", opens_images=True),
-    QRELS: Format(("txt", "run"), write_qrels, False, "judgments"),
+    "triplets": Format(("csv",), write_triplets, True, "triplet", opens_images=True),
+    "flagembedding": Format(("jsonl",), write_flagembedding, True, "query"),
+    "reranking": Format(("json",), write_reranking, True, "query", opens_images=True),
+    QRELS: Format(("txt", "run"), write_qrels, False, "judgment"),
 }
 NAMES = (PAIRS, *FORMATS)
 

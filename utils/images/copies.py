@@ -12,6 +12,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from utils.errors import ImageError
+from utils.files import naming
 from utils.ids import is_uuid
 from utils.images.cache import ImageCache
 from utils.images.color import is_srgb
@@ -124,6 +125,7 @@ def _make_thumbnail(source: Path, target: Path, max_pixels: int) -> bool:
         return False
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     target.parent.mkdir(parents=True, exist_ok=True)
-    image.save(_temporary(target), "JPEG", quality=_THUMBNAIL_QUALITY)
+    with naming(target):
+        image.save(_temporary(target), "JPEG", quality=_THUMBNAIL_QUALITY)
     _temporary(target).replace(target)
     return True

@@ -16,12 +16,11 @@ from utils.files import read_json, write_json
 from utils.ids import is_uuid
 from utils.images.formats import EXTENSIONS, identify, is_heif
 from utils.items.formatted import is_unicode
-from utils.log import bar, printable
+from utils.log import bar, counted, printable
 
 _SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # names of folders
-_HEIC = "HEIC images are left out; pip install pillow-heif makes them readable"
-_NO_IMAGE = "files are left out: they are not images"
-_UNREADABLE = "folders are left out: they cannot be read"
+_HEIC, _NO_IMAGE, _UNREADABLE = "HEIC image", "file", "folder"  # what is left out
+_NOTES = {_HEIC: "pip install pillow-heif makes HEIC readable", _NO_IMAGE: "no image", _UNREADABLE: "not readable"}
 _NAMED = "folders.json"  # in the store's folder
 _COARSE_NS = 2_000_000_000  # some file systems round times to two seconds
 
@@ -49,12 +48,12 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
             folder = path.removeprefix(str(root)).lstrip(os.sep)
             for name in sorted(name for name in names if not name.startswith(".")):
                 progress.update()
-                size, time, why_not = _look_at(Path(path, name))
-                if why_not:
-                    left_out[why_not] += 1
+                size, time, no_image = _look_at(Path(path, name))
+                if no_image:
+                    left_out[no_image] += 1
                 else:
                     files.append(File(folder, name, size, time))
-    return files, tuple(f"{left_out[note]} {note}" for note in (_HEIC, _NO_IMAGE, _UNREADABLE) if left_out[note])
+    return files, tuple(f"{counted(left_out[w], w)} left out: {why}" for w, why in _NOTES.items() if left_out[w])
 
 
 def _is_searched(name: str, files_beside: list[str]) -> bool:
@@ -65,8 +64,8 @@ def _is_searched(name: str, files_beside: list[str]) -> bool:
 
 
 def _look_at(path: Path) -> tuple[int, int, str]:
-    """(size in bytes, modification time in ns, why the file is left out or "" for an image). The first bytes decide
-    what is an image or, if the file cannot be opened, its extension."""
+    """(size in bytes, modification time in ns, "" for an image or what it is instead). The first bytes decide what is
+    an image or, if the file cannot be opened, its extension."""
     size = time = 0
     try:
         status = path.stat()

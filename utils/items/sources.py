@@ -24,9 +24,8 @@ _SKIP_BLANKS = re.compile(f"[{_BLANKS}]*")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S|[^\s<>]*[/\\]\S|[^\s<>]+\.[A-Za-z0-9]{2,5}$")  # or a path
 _JSON_STRING = re.compile(r'"([^"\\]|\\.)*"')
 _EXPECTED = (
-    'it must be a JSON list, [{"url": "https://..."}, ...], or JSON lines, one {"url": "https://..."} per line; CSV '
-    "with a column url, Parquet, one URL per line and a folder of images work as well; --url-field "
-    "names a field other than url"
+    'give a JSON list, [{"url": "https://..."}, ...], JSON lines, CSV or Parquet with a column url (or another that '
+    "--url-field names), one URL per line, or a folder of images"
 )
 _BROKEN = (ValueError, RecursionError, EOFError, csv.Error, zlib.error)  # raised for a broken file
 
@@ -62,9 +61,9 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
     try:
         form, open_file, reader = _find_form(path, url_field)
     except FileNotFoundError:
-        raise UserError(f"formatted data {path} does not exist; {_EXPECTED}. A demo: python tests/demo.py") from None
+        raise UserError(f"{path} does not exist; {_EXPECTED}. A demo: python tests/demo.py") from None
     except (OSError, *_BROKEN) as error:
-        raise UserError(f"formatted data {path} {_describe(error)}; {_EXPECTED}") from None
+        raise UserError(f"list {path}: {_describe(error)}; {_EXPECTED}") from None
     identify = functools.partial(item_id, id_field="url" if id_field == url_field else id_field)
     return Source(path, form, functools.partial(_read, path, form, open_file, reader, url_field), identify)
 
@@ -79,7 +78,7 @@ def _read(path: Path, form: str, open_file: Opener, reader: Reader, url_field: s
                 n += 1
     except (OSError, *_BROKEN) as error:
         problem = f"is broken as {form}, {f'after element {n}' if n else 'at its beginning'}: {_describe(error)}"
-        raise UserError(f"formatted data {path} {problem}; {_EXPECTED}") from None
+        raise UserError(f"list {path} {problem}; {_EXPECTED}") from None
 
 
 def _describe(error: BaseException) -> str:
@@ -125,7 +124,7 @@ def _reader_of(text: str, url_field: str) -> tuple[str, Reader]:
         return "JSON lines of URLs", _json_lines
     if _URL.match(line) and line.isprintable():
         return "URLs, one per line", lambda file: filter(None, map(str.strip, file))
-    raise ValueError("has an unknown form" if text else "is empty")
+    raise ValueError(f"unknown format, with the first line {line[:80]!r}" if text else "it is empty")
 
 
 def _json_lines(file: TextIO) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO
 
 from utils.errors import ImageError, UserError
-from utils.log import LOG
+from utils.log import LOG, counted
 
 NAMES = {",": "CSV", "\t": "TSV", ";": "CSV, with semicolons", "|": "CSV, with bars", "\0": "CSV of one column"}
 _MAX_CELL = 1 << 26  # characters; an unclosed quote turns the rest of the file into one cell
@@ -58,7 +58,7 @@ def read_table(file: TextIO, delimiter: str, url_field: str) -> Iterator[dict[st
         elif len(cells) == len(names):
             yield {name: cell if name == url_field else _value(cell) for name, cell in zip(names, cells)}
         elif cells:
-            yield ImageError("bad_record", f"{where}: {len(cells)} cells in place of {len(names)}")
+            yield ImageError("bad_record", f"{where}: {counted(len(cells), 'cell')} in place of {len(names)}")
 
 
 def _value(cell: str) -> str | int | float | bool:
@@ -76,7 +76,7 @@ def read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"formatted data {file.name} is Parquet, which needs pyarrow: pip install pyarrow") from None
+        raise UserError(f"list {file.name} is Parquet, which needs pyarrow: pip install pyarrow") from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
         binary = [field.name for field in table.schema_arrow if "binary" in str(field.type)]

@@ -16,7 +16,7 @@ import numpy as np
 from utils.errors import REASONS, ImageError, UserError, can_heal
 from utils.files import read_json, replacing
 from utils.items.sources import Source
-from utils.log import LOG
+from utils.log import LOG, counted
 
 # Outcomes. TODO: not reached yet. KNOWN: stored before this run. LASTING: failed before, and not tried again.
 TODO, STORED, KNOWN, DUPLICATE, FAILED, LASTING = range(6)
@@ -46,7 +46,7 @@ class Worklist:
                 self._add_failure(index, _url(item), error)
             self._hashes.append(_hash(item))
         self.ids = np.frombuffer(bytes(ids), "V16")
-        LOG.info("%s: %s, %d items", source.path, source.form, len(self.ids))
+        LOG.info("%s: %s, %s", source.path, source.form, counted(len(self.ids), "item"))
         self.outcome = np.full(len(self.ids), TODO, np.uint8)
         self.outcome[list(self.failures)] = FAILED
         self._digests = np.zeros(len(self.ids), np.int64)
@@ -100,9 +100,7 @@ class Worklist:
                 yield index, item
             n += 1
         if n < len(self):
-            raise UserError(
-                f"formatted data {self.source.path} was rewritten during this run, from item {n} on; run again"
-            )
+            raise UserError(f"list {self.source.path} was rewritten during this run, from item {n} on; run again")
 
     def store(self, index: int, digest: int = 0) -> None:
         """Note an item as stored; `digest` is a hash of its image's bytes, 0 if unknown."""
@@ -168,7 +166,8 @@ class Worklist:
                 LOG.debug("item %d has the id of item %d but other fields; the first counts", index, first_index)
                 self.n_differing += 1
         if self.n_differing:
-            LOG.info("%d duplicates differ from the first item with their id; the log file has them", self.n_differing)
+            n_differing = counted(self.n_differing, "duplicate")
+            LOG.info("%s with other fields than the first item with the id; the log file has details", n_differing)
 
     def _read_failures(self) -> dict[str, dict[str, Any]]:
         """url -> entry of an earlier run. Bad records are left out, because every run finds them again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ SERVER_SYNC_THRESHOLD = 50_000
 IDS_PAGE = 250_000  # ids per request; a server's answer then has 10 MB
 PART, WHOLE, OLD = ".part", ".whole", ".old"  # name suffixes of a derived collection: unfinished, complete, replaced
 DERIVED = "projection"  # key in the metadata of a collection that ann_train.py derived from another
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 PAGE = 5_000  # records per call: Chroma's SQL fails above 32,766 variables, and a page limits memory
 
 
@@ -82,7 +84,7 @@ def _find(client: chromadb.ClientAPI, place: Place, name: str) -> chromadb.Colle
             collection = _get(client, name)
         except (NotFoundError, ValueError):
             raise MissingError(
-                f"no collection {name} in {place}; run python embed.py, or set COLLECTION_NAME"
+                f"no collection {name} in {place}; run python embed.py, or correct the name (COLLECTION_NAME)"
             ) from None
         _check_space(collection)
         if not collection.get(limit=1, include=[])["ids"]:  # count() would load the index
@@ -103,19 +105,24 @@ def _get(client: chromadb.ClientAPI, name: str) -> chromadb.Collection:
 
 def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
     """Open the collection `name` to write to it; create it with the metadata `model` if missing. Raises UserError."""
-    from chromadb.errors import InvalidArgumentError
-
+    check_name(name)
     hnsw: Any = {"space": "cosine"}
     if isinstance(place, Server):
         hnsw["sync_threshold"] = SERVER_SYNC_THRESHOLD
-    try:
-        collection = open_client(place).get_or_create_collection(
-            name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
+    collection = open_client(place).get_or_create_collection(
+        name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
+    )
+    _check_space(collection)  # an existing collection keeps its configuration
+    return collection
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that Chroma would reject, but only at the end of a run."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"collection name {name!r}: it must have 3 to 512 characters of a-z, A-Z, 0-9, '.', '_', '-', the first "
+            "and the last of them a letter or digit"
         )
-        _check_space(collection)  # an existing collection keeps its configuration
-        return collection
-    except (ValueError, InvalidArgumentError) as error:
-        raise UserError(f"COLLECTION_NAME {name!r}: {str(error).splitlines()[0]}") from None
 
 
 def _check_space(collection: chromadb.Collection) -> None:

@@ -124,7 +124,7 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
         count = collection.count()
         ids = collection.get(include=[])["ids"]
         if len(ids) != count:
-            raise ValueError(f"{count} records counted, {len(ids)} listed")
+            raise ValueError(f"records counted: {count}, listed: {len(ids)}")
         _check_sample(collection, ids, SAMPLE)
         _settle(place, collection)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.ids import from_ids
-from utils.log import LOG, bar
+from utils.log import LOG, bar, counted
 from utils.store import collection as collections
 from utils.store import index
 from utils.store.migration import migrate
@@ -37,6 +37,7 @@ class Store:
     """
 
     def __init__(self, path: Path, name: str, place: Place | None = None) -> None:
+        collections.check_name(name)
         self.path, self.name, self.place = path, name, place or path
         file = f"{name}@{place.label}" if isinstance(place, Server) else name
         journal = path / "journal" / f"{file}.sqlite3"
@@ -51,7 +52,8 @@ class Store:
         else:
             self._repaired(self._bring_in_step)
         if len(self.journal.gone):
-            LOG.info("%d ids were deleted from the collection on purpose; they stay deleted", len(self.journal.gone))
+            n_gone = counted(len(self.journal.gone), "id")
+            LOG.info("deleted from the collection on purpose, and not added again: %s", n_gone)
 
     def __str__(self) -> str:
         return f"collection {self.name} in {self.place}"
@@ -166,13 +168,9 @@ class Store:
         if journal.indexed == UNKNOWN:  # records are indexed in the order of seq
             journal.note(indexed=newest)
         elif isinstance(self.place, Server) and n_lost >= (LOST if newest else 1):
-            LOG.warning(
-                "%s has lost the newest %d of %d records, as if an older backup had been restored; they are "
-                "written again. If people deleted them, remove them from the list and run with --prune",
-                self,
-                n_lost,
-                len(rows),
-            )
+            what = f"its newest records ({n_lost} of {len(rows)}), as if an older backup had been restored"
+            remedy = "If people deleted them, remove them from the list and run with --prune"
+            LOG.warning("%s has lost %s; they are written again. %s", self, what, remedy)
             journal.note(indexed=newest)
         gone = np.setdiff1d(self._indexed()["id"], health.ids)
         if len(gone):  # they were in the collection and are not now: deleted on purpose
@@ -192,7 +190,7 @@ class Store:
             raise UserError(
                 f"{self} does not name the model that made it, so nothing can be added; use another COLLECTION_NAME"
             )
-        LOG.info("collection %s has no journal; one is made from its %d records", self.name, self.count)
+        LOG.info("collection %s has no journal; one is made from its %s", self.name, counted(self.count, "record"))
         self.journal.close()
         with bar(self.count, "take over", "record") as progress:
             index.call(index.take_over, self.path, self.name, self.journal.path, progress=progress.update)
@@ -214,7 +212,7 @@ class Store:
             if is_local and n_records and not is_rebuilt:
                 LOG.info("collection %s is unusable (%s); it is rebuilt from the journal", self.name, error)
                 return self._repaired(use, is_rebuilt=True)
-            remedy = f"all {n_records} vectors are safe in the journal, so fix that and run again"
+            remedy = f"all vectors ({n_records}) are safe in the journal, so fix that and run again"
             if not is_local:
                 remedy += "; see the server's log. If you delete the collection there, the next run writes it again"
             elif not n_records:
@@ -239,7 +237,7 @@ class Store:
         if self.journal.indexing and self.journal.indexed:
             differing = self._compare(self._indexed(), "compare all after an interrupted write")[1]
         if len(differing):
-            LOG.info("%d records of collection %s are damaged; they are written again", len(differing), self.name)
+            LOG.info("writing %s of collection %s again", counted(len(differing), "damaged record"), self.name)
         if n_records := len(differing) + sum(map(len, self._lacking())):
             with bar(n_records, what, "record") as progress:
                 self._apply(differing, progress.update)

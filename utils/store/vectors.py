@@ -28,7 +28,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import fsync_dir
 from utils.ids import from_ids
-from utils.log import LOG
+from utils.log import LOG, counted
 
 ROW = np.dtype([("seq", "<i8"), ("id", "V16")])  # seq: position in the order of storing, from 1, never reused
 PAGE_BYTES = 65_536  # SQLite's maximum; at 512 to 2,048 dimensions, at most 12% of a page stay empty
@@ -166,12 +166,8 @@ class Journal:
             self.close()
         lost = [id_ for seq, id_ in listed.items() if seq not in found]
         names = from_ids(np.frombuffer(b"".join(lost[:20]), "V16")) + ["..."] * (len(lost) > 20)
-        LOG.warning(
-            "journal %s was damaged and is repaired: %d records are lost, and will be embedded again: %s",
-            self.path,
-            len(lost),
-            " ".join(names),
-        )
+        what = f"{counted(len(lost), 'record')} lost, to be embedded again: {' '.join(names)}"
+        LOG.warning("journal %s was damaged and is repaired: %s", self.path, what)
         self._read()
 
     def close(self) -> None:

@@ -86,10 +86,10 @@ def refuse_groups(groups: Sequence[Group]) -> str:
     if n >= MIN_GROUPS:
         return ""
     if len(groups) < MIN_GROUPS:
-        return f"too few directories: {len(groups)} are annotated, and at least {MIN_GROUPS} are needed"
+        return f"too few annotated directories: {len(groups)}; at least {MIN_GROUPS} are needed"
     return (
-        f"too few deletions: of {len(groups)} directories {n} have both kept and deleted images, and at least "
-        f"{MIN_GROUPS} are needed. --ann-dirrify-pick informative shows images that are harder to decide"
+        f"too few deletions: {n} of {len(groups)} directories with both kept and deleted images; at least {MIN_GROUPS} "
+        f"are needed. --ann-dirrify-pick informative shows images that are harder to decide"
     )
 
 
