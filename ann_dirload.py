@@ -173,7 +173,7 @@ def agreement(folders: Sequence[ReviewedDir]) -> Iterator[str]:
     judged = [
         (f"{folder.name}: {id_}", *both)
         for folder in folders
-        for id_, both in history.verdicts(second_look(folder)).items()
+        for id_, both in history.judgments(second_look(folder)).items()
     ]
     n_alike = sum(before == after for _, before, after in judged)
     kappa = history.kappa([(before, after) for _, before, after in judged])

@@ -27,7 +27,7 @@ from utils.items.formatted import restore_item
 from utils.log import bar, counted, start_log
 from utils.report import page
 from utils.report.figures import Figures, ReportData, compare, measure
-from utils.report.reviews import Reviews, read_reviews
+from utils.report.reviews import ReviewHistory, read_reviews
 from utils.store import collection
 from utils.store.server import choose
 from utils.training.projection import projection_of
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_data(records: list[Record], reviews: Reviews, args: argparse.Namespace, name: str) -> ReportData:
+def read_data(records: list[Record], reviews: ReviewHistory, args: argparse.Namespace, name: str) -> ReportData:
     judged = {id_ for record in records for id_ in (*record["pos"], *record["neg"])}
     place = choose(args.chromadb_path, args.chroma_server_url, args.chroma_server_headers_env)
     with collection.reading(place, name) as images:

@@ -22,8 +22,8 @@ import numpy as np
 
 NEAR_DUPLICATE = 0.98  # cosine above which two images count as one
 REPEATS = 0.5  # a group that shares more than this part of its images with an earlier group repeats it
-MAX_CANDIDATES = 5_000  # images considered at once; takes seconds for 100,000 x 512, and is still dense
-MAX_CLUSTERS = 500  # of `typical`, the number in its paper
+MAX_CANDIDATES = 5_000  # images considered at once: a dense sample that takes seconds for 100,000 x 512
+MAX_CLUSTERS = 500  # clusters of `typical`, as in its paper
 ALWAYS = 3  # nearest images that `informative` always chooses
 SPREAD = 3  # without decisions, `informative` spreads over this many times as many images as it chooses
 SPARE = 10  # extra neighbors looked up, to replace near duplicates
@@ -51,8 +51,8 @@ Choice = Callable[[list[int], list[float]], list[int]]  # rows and similarities,
 def draw(name: str, cfg: dict[str, Any], pool: Pool, seed: int, n_nearest: int) -> Iterator[int]:
     """Rows in the order in which they become main images, each at most once.
 
-    n_nearest: images beside the main image in a directory. Raises ValueError, one line, for an unknown sampler, an
-    unknown or missing option, or a bad value. The first row is chosen during this call, so that it raises all errors.
+    n_nearest: images in a directory besides the main image. Raises ValueError, one line, for an unknown sampler, an
+    unknown or missing option, or a bad value. The first row is drawn during this call, so that it raises all errors.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; use one of {', '.join(SAMPLERS)}")
@@ -114,7 +114,7 @@ def _group_by(pool: Pool, fields: list[str]) -> dict[tuple[str | None, ...], lis
 
 
 def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters: int = 100) -> Iterator[int]:
-    """An equal number for each k-means cluster, earlier main images included; the most central members first.
+    """An equal number of main images for each k-means cluster, earlier ones included; the most central members first.
 
     Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + n_clusters)) dot products.
     """
@@ -129,9 +129,9 @@ def cluster(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_clusters:
 
 
 def k_center(pool: Pool, rng: np.random.Generator, n_nearest: int) -> Iterator[int]:
-    """The image farthest from all annotated and picked images: covers every region, and picks outliers early.
+    """The image farthest from all annotated and drawn images: covers every region, and draws outliers early.
 
-    Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + annotated + picks)) dot products.
+    Considers MAX_CANDIDATES random images at a time; O(MAX_CANDIDATES x (N + annotated + drawn)) dot products.
     Source: Sener & Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, arXiv 1708.00489.
     """
 
@@ -168,7 +168,7 @@ def typical(pool: Pool, rng: np.random.Generator, n_nearest: int, *, n_neighbors
 def herding(
     pool: Pool, rng: np.random.Generator, n_nearest: int, *, bandwidth: float | None = None, subset: int = 5_000
 ) -> Iterator[int]:
-    """The image with the largest gain in coverage. A Gaussian kernel around annotated and picked images covers others.
+    """The image with the largest gain in coverage. A Gaussian kernel around annotated and drawn images covers others.
 
     bandwidth: of the kernel, a distance between unit vectors; None: the median distance of an image to its n_nearest-th
     neighbor. Considers `subset` random images at a time, and measures coverage on them; O(subset x N) dot products and
@@ -288,7 +288,7 @@ def _spread(n: int, n_chosen: int) -> list[int]:
 
 
 # --- shared by the samplers that use vectors --------------------------------------------------------------------------
-_Scored = tuple[np.ndarray, Callable[[int], None]]  # score of each candidate, highest first; its update after a pick
+_Scored = tuple[np.ndarray, Callable[[int], None]]  # score of each candidate, highest first; its update after a draw
 
 
 @dataclass
@@ -299,8 +299,8 @@ class _Part:
     vectors: np.ndarray  # (M, D)
     near: np.ndarray  # (M, k) rows of the candidate's group: itself, then the nearest; near duplicates last
     similarity: np.ndarray  # (M, k) similarity to the rows of `near`; -1 for a near duplicate of an earlier one
-    known: np.ndarray  # (A, D) vectors of annotated and picked images
-    mains: np.ndarray  # (B, D) vectors of annotated and picked main images
+    known: np.ndarray  # (A, D) vectors of annotated and drawn images
+    mains: np.ndarray  # (B, D) vectors of annotated and drawn main images
 
 
 def _greedy(
@@ -312,11 +312,11 @@ def _greedy(
     n_listed: int = 0,
 ) -> Iterator[int]:
     """Take n_candidates at a time, in `order`; yield the highest score first, and skip groups that repeat others."""
-    picked: list[int] = []
-    groups_of: dict[int, list[int]] = {}  # row -> numbers of the picked groups that contain it
+    drawn: list[int] = []
+    groups_of: dict[int, list[int]] = {}  # row -> numbers of the drawn groups that contain it
     repeating: list[int] = []
     for first in range(0, len(order), n_candidates):
-        part = _look_around(pool, order[first : first + n_candidates], picked, max(n_nearest, n_listed))
+        part = _make_part(pool, order[first : first + n_candidates], drawn, max(n_nearest, n_listed))
         if not len(part.rows):
             continue
         score, update = start(part)
@@ -330,16 +330,16 @@ def _greedy(
                 repeating.append(int(part.rows[i]))
                 continue
             for row in group:
-                groups_of.setdefault(row, []).append(len(picked))
-            picked.append(int(part.rows[i]))
-            yield picked[-1]
+                groups_of.setdefault(row, []).append(len(drawn))
+            drawn.append(int(part.rows[i]))
+            yield drawn[-1]
             update(i)
-    _report_skipped(pool, picked, repeating)
+    _report_skipped(pool, drawn, repeating)
 
 
-def _report_skipped(pool: Pool, picked: list[int], repeating: list[int]) -> None:
+def _report_skipped(pool: Pool, drawn: list[int], repeating: list[int]) -> None:
     n_repeating = int(pool.allowed[repeating].sum())
-    n_duplicates = int(pool.allowed.sum() - pool.allowed[picked].sum()) - n_repeating
+    n_duplicates = int(pool.allowed.sum() - pool.allowed[drawn].sum()) - n_repeating
     for n, reason in (
         (n_duplicates, "it is a near duplicate"),
         (n_repeating, "its directory would repeat another"),
@@ -348,10 +348,10 @@ def _report_skipped(pool: Pool, picked: list[int], repeating: list[int]) -> None
             pool.warn(f"no main image because {reason}: {n} image{'s' * (n > 1)}")
 
 
-def _look_around(pool: Pool, rows: np.ndarray, picked: list[int], n_nearest: int) -> _Part:
+def _make_part(pool: Pool, rows: np.ndarray, drawn: list[int], n_nearest: int) -> _Part:
     vectors = pool.vectors
-    mains = [pos[0] for pos, _ in pool.annotated] + picked
-    known = sorted({row for pos, _ in pool.annotated for row in pos}.union(picked))
+    mains = [pos[0] for pos, _ in pool.annotated] + drawn
+    known = sorted({row for pos, _ in pool.annotated for row in pos}.union(drawn))
     rows = _distinct(vectors, rows[pool.allowed[rows]], vectors[known])
     near, similarity = _groups(vectors, rows, min(n_nearest + 1, len(vectors)))
     return _Part(rows, vectors[rows], near, similarity, vectors[known], vectors[mains])
@@ -361,13 +361,13 @@ def _distinct(vectors: np.ndarray, rows: np.ndarray, known: np.ndarray) -> np.nd
     """`rows` without near duplicates of `known` or of an earlier row."""
     rows = rows[_max_similarity(vectors[rows], known) <= NEAR_DUPLICATE]
     candidates = vectors[rows]
-    is_twin = np.zeros(len(rows), bool)
+    is_duplicate = np.zeros(len(rows), bool)
     for first in range(0, len(rows), 500):
-        twins = np.triu(candidates[first : first + 500] @ candidates[first:].T > NEAR_DUPLICATE, 1)
-        for i in np.flatnonzero(twins.any(1)):
-            if not is_twin[first + i]:
-                is_twin[first:] |= twins[i]
-    return rows[~is_twin]
+        duplicates = np.triu(candidates[first : first + 500] @ candidates[first:].T > NEAR_DUPLICATE, 1)
+        for i in np.flatnonzero(duplicates.any(1)):
+            if not is_duplicate[first + i]:
+                is_duplicate[first:] |= duplicates[i]
+    return rows[~is_duplicate]
 
 
 def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -382,9 +382,9 @@ def _groups(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, 
         top = _largest(cosine, depth)
         cosine = np.take_along_axis(cosine, top, 1).clip(-1, 1)
         found = vectors[top]
-        is_twin = np.tril(found @ found.transpose(0, 2, 1) > NEAR_DUPLICATE, -1).any(2)
-        cosine[is_twin] = -1
-        order = np.argsort(is_twin, axis=1, kind="stable")[:, :k]
+        is_duplicate = np.tril(found @ found.transpose(0, 2, 1) > NEAR_DUPLICATE, -1).any(2)
+        cosine[is_duplicate] = -1
+        order = np.argsort(is_duplicate, axis=1, kind="stable")[:, :k]
         near[first : first + size] = np.take_along_axis(top, order, 1)
         similarity[first : first + size] = np.take_along_axis(cosine, order, 1)
     return near, similarity
@@ -435,7 +435,7 @@ def _k_means(vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, n_r
 def _fewest_first(
     part: _Part, centers: np.ndarray, annotated: np.ndarray, quality: np.ndarray, priority: np.ndarray
 ) -> _Scored:
-    """Score: clusters with the fewest annotated or picked first, among these by priority, then by quality."""
+    """Score: clusters with the fewest annotated or drawn first, among these by priority, then by quality."""
     cluster_of = (part.vectors @ centers.T).argmax(1)
     counts = np.zeros(len(centers))
     for first in range(0, len(annotated), 1_000):
@@ -452,7 +452,7 @@ def _fewest_first(
 
 
 def _coverage(part: _Part, bandwidth: float, weights: np.ndarray) -> _Scored:
-    """Score: gain in the weighted sum, over all images, of the kernel to the nearest known or picked image."""
+    """Score: gain in the weighted sum, over all images, of the kernel to the nearest known or drawn image."""
 
     def to_kernel(cosine: np.ndarray) -> np.ndarray:
         np.minimum(cosine, 1, out=cosine)

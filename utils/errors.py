@@ -27,6 +27,6 @@ class ImageError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
-def can_heal(reason: str, detail: str) -> bool:
+def is_temporary(reason: str, detail: str) -> bool:
     """Whether a later attempt may succeed. The detail of http_status starts with the status code; 5xx is temporary."""
     return reason in _TEMPORARY or (reason == "http_status" and detail.startswith("5"))

@@ -1,4 +1,4 @@
-"""Progress bars and log lines on stderr, and one log file per run."""
+"""Progress bars and log lines on stderr, one log file per run, and text that is safe and correct to print."""
 
 from __future__ import annotations
 

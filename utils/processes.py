@@ -23,7 +23,7 @@ _WATCH_S = 1  # seconds between two calls of `watch`
 Task = Callable[..., Any]
 Progress = Callable[[int], Any]
 Watch = Callable[[], Any]
-Job = tuple[Task, tuple[Any, ...], bool]  # task, arguments, whether the task takes a Progress as a further argument
+Call = tuple[Task, tuple[Any, ...], bool]  # task, arguments, whether the task takes a Progress as a further argument
 
 
 class DiedError(Exception):
@@ -82,13 +82,13 @@ class Child:
             self._process.join(_LAST_S)
             self.kill()
 
-    def ask(self, job: Job, patience_s: float, watch: Watch, progress: Progress = lambda n: None) -> Any:
-        """Run a job and return its result. Raises the task's exception, or DiedError.
+    def ask(self, call: Call, patience_s: float, watch: Watch, progress: Progress = lambda n: None) -> Any:
+        """Run a call and return its result. Raises the task's exception, or DiedError.
 
         `watch` is called each time the process has sent nothing for `patience_s`; if it raises, the process is killed.
         """
         with contextlib.suppress(OSError):  # the process died: _receive() raises DiedError
-            self._pipe.send(job)
+            self._pipe.send(call)
         while True:
             kind, value = self._receive(patience_s)
             if kind == "result":
@@ -120,8 +120,8 @@ def _serve(pipe: Connection, modules: tuple[str, ...]) -> None:
     for name in modules:
         importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):  # the parent no longer needs this process, or has ended
-        while job := pipe.recv():
-            task, args, has_progress = job
+        while call := pipe.recv():
+            task, args, has_progress = call
             try:
                 pipe.send(("result", task(*args, *([lambda n: pipe.send(("progress", n))] if has_progress else []))))
             except Exception as error:

@@ -81,7 +81,7 @@ def test_the_form_is_told_by_content_in_every_encoding(tmp_path: Path, pack, enc
     for name in ("list.json", "list.jsonl", "list.csv", "list"):
         (tmp_path / name).write_bytes(pack(text.encode(encoding)))
         source = open_source(tmp_path / name)
-        assert source.form.startswith(form) and ("gzip" in source.form) == (pack is gzip.compress)
+        assert source.format.startswith(form) and ("gzip" in source.format) == (pack is gzip.compress)
         assert list(source.read()) == expected
         assert list(source.read()) == expected, "again"
 
@@ -197,7 +197,7 @@ def test_parquet_is_read_row_by_row_as_its_json_would_be(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "list.json")
     source = open_source(tmp_path / "list.json")
     first = {"url": "http://x/a", "n": 1, "f": 0.5, "b": True, "l": [1, 2], "d": "2024-05-01"}
-    assert (source.form, list(source.read())) == ("Parquet", [first, {}])
+    assert (source.format, list(source.read())) == ("Parquet", [first, {}])
     (tmp_path / "list.json").write_bytes((tmp_path / "list.json").read_bytes()[:-9])
     with pytest.raises(UserError, match="is broken as Parquet"):
         read(tmp_path / "list.json")

@@ -291,9 +291,9 @@ def test_urls_that_are_none_or_hold_secrets_are_refused(url):
 
 def test_requests_fit():
     metadata = [{"text": "x" * (i % 7) * 10**6} for i in range(40)]
-    slices = server.fitting(metadata, 512, 30)
+    slices = server.request_slices(metadata, 512, 30)
     assert [i for part in slices for i in range(40)[part]] == list(range(40))
     for part in slices:
         assert 1 <= part.stop - part.start <= 30
         assert len(json.dumps(metadata[part])) < 40 * 2**20
-    assert not server.fitting([], 512, 30)
+    assert not server.request_slices([], 512, 30)

@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.fault_server import FAULTS, STORED, FaultServer, photo
-from utils.errors import REASONS, ImageError, UserError, can_heal
+from utils.errors import REASONS, ImageError, UserError, is_temporary
 from utils.images.decode import decode
 from utils.web import download, urls
 from utils.web.download import DownloadLimits, fetch
@@ -130,7 +130,7 @@ def test_details_say_what_happened(server):
         with pytest.raises(ImageError) as error:
             fetch(server.url(name), dataclasses.replace(LIMITS, timeout_s=0.4))
         assert detail in str(error.value) or os.name == "nt"
-        assert can_heal(error.value.reason, error.value.detail) == (
+        assert is_temporary(error.value.reason, error.value.detail) == (
             name in ("always_500", "reset", "silent", "length_too_long", "retry_after_86400")
         )
 

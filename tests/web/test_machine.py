@@ -59,44 +59,44 @@ def test_a_network_that_is_down_ends_the_run_after_failures_in_a_row(quick_to_su
 
     monkeypatch.setattr(socket, "getaddrinfo", no_answer)
     suspects = Suspects[int]()
-    assert suspects.sort(0, None) == [0]
-    assert suspects.sort(1, NO_ANSWER) == suspects.sort(2, NO_ANSWER) == []
+    assert suspects.add(0, None) == [0]
+    assert suspects.add(1, NO_ANSWER) == suspects.add(2, NO_ANSWER) == []
     with pytest.raises(UserError, match=r"^3 downloads in a row failed: .*(no name server answers|no route)"):
-        suspects.sort(3, NO_ANSWER)
+        suspects.add(3, NO_ANSWER)
 
 
 def test_dead_hosts_never_end_the_run_while_a_name_server_answers(quick_to_suspect, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     suspects = Suspects[int]()
-    passed = [suspects.sort(number, NO_ANSWER) for number in range(6)]
+    passed = [suspects.add(number, NO_ANSWER) for number in range(6)]
     assert passed == [[], [], [0, 1, 2], [], [], [3, 4, 5]]
 
 
 def test_anything_else_in_between_acquits_the_machine(quick_to_suspect):
     suspects = Suspects[int]()
-    assert suspects.sort(0, NO_ANSWER) == suspects.sort(1, NO_ANSWER) == []
-    assert suspects.sort(2, ImageError("connection", "Connection refused")) == [0, 1, 2]
-    assert suspects.sort(3, NO_ANSWER) == suspects.sort(4, NO_ANSWER) == []
-    assert suspects.sort(5, None) == [3, 4, 5]
-    assert suspects.sort(6, NO_ANSWER) == []
+    assert suspects.add(0, NO_ANSWER) == suspects.add(1, NO_ANSWER) == []
+    assert suspects.add(2, ImageError("connection", "Connection refused")) == [0, 1, 2]
+    assert suspects.add(3, NO_ANSWER) == suspects.add(4, NO_ANSWER) == []
+    assert suspects.add(5, None) == [3, 4, 5]
+    assert suspects.add(6, NO_ANSWER) == []
     assert suspects.release() == [6]  # too few to say
 
 
 def test_failures_in_a_row_are_counted_on_where_results_are_awaited_in_blocks(quick_to_suspect, monkeypatch):
     monkeypatch.setattr(machine, "machine_fault", lambda: "no name server answers")
     suspects = Suspects[int]()
-    assert suspects.sort(0, NO_ANSWER) == suspects.sort(1, NO_ANSWER) == []
+    assert suspects.add(0, NO_ANSWER) == suspects.add(1, NO_ANSWER) == []
     assert suspects.release() == [0, 1]
     with pytest.raises(UserError, match="3 downloads in a row failed"):
-        suspects.sort(2, NO_ANSWER)
+        suspects.add(2, NO_ANSWER)
 
 
 def test_decoders_without_memory_end_the_run_only_where_the_machine_has_none(quick_to_suspect, monkeypatch):
     error = ImageError("bad_image", "JPEG: not enough memory")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     suspects = Suspects[int]()
-    assert [suspects.sort(number, error) for number in range(3)] == [[], [], [0, 1, 2]]
+    assert [suspects.add(number, error) for number in range(3)] == [[], [], [0, 1, 2]]
     monkeypatch.setattr(machine, "DECODER_BYTES", 1 << 60)
-    assert suspects.sort(3, error) == suspects.sort(4, error) == []
+    assert suspects.add(3, error) == suspects.add(4, error) == []
     with pytest.raises(UserError, match="3 downloads in a row failed: no memory is left"):
-        suspects.sort(5, error)
+        suspects.add(5, error)

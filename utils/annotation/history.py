@@ -130,22 +130,22 @@ def discarded(decisions: Iterable[Event]) -> set[str]:
 
 
 # --- second looks -----------------------------------------------------------------------------------------------------
-def verdicts(look: Event) -> dict[str, tuple[bool, bool]]:
+def judgments(look: Event) -> dict[str, tuple[bool, bool]]:
     """Image -> (kept in the record, kept in the second look), for all images judged in both except the main image."""
     record, second = look["record"], look["second_look"]
     both = ({*record["pos"], *record["neg"]} & {*second["kept"], *second["deleted"]}) - {look["main"]}
     return {id_: (id_ in record["pos"], id_ in second["kept"]) for id_ in sorted(both)}
 
 
-def kappa(verdicts: Sequence[tuple[bool, bool]]) -> float | None:
-    """Cohen's kappa: agreement beyond chance, at most 1. None without verdicts, and if the agreement by chance is 1.
+def kappa(judgments: Sequence[tuple[bool, bool]]) -> float | None:
+    """Cohen's kappa: agreement beyond chance, at most 1. None without judgments, and if the agreement by chance is 1.
 
     Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
     """
-    if not verdicts:
+    if not judgments:
         return None
-    n = len(verdicts)
-    first, second = (sum(kept) / n for kept in zip(*verdicts))
-    observed = sum(before == after for before, after in verdicts) / n
+    n = len(judgments)
+    first, second = (sum(kept) / n for kept in zip(*judgments))
+    observed = sum(before == after for before, after in judgments) / n
     expected = first * second + (1 - first) * (1 - second)
     return None if expected == 1 else round((observed - expected) / (1 - expected), 6)

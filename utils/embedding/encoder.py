@@ -287,8 +287,8 @@ def load(
 
     Raises UserError for unknown names, missing or damaged weights, an unreachable hub, unknown device or precision.
     """
-    # Both are read at import. PASSIVE threads leave their core to the download processes while they wait: 0.11 instead
-    # of 0.15 CPU s per image on a busy machine (ViT-B/32, fp32, two cores). XET does not obey the hub's timeouts.
+    # Libraries read both at import. PASSIVE threads leave their core to the download processes while they wait: 0.11
+    # instead of 0.15 CPU s per image on a busy machine (ViT-B/32, fp32, two cores). XET ignores the hub's timeouts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import torch

@@ -196,7 +196,7 @@ class Fetcher:
         self._waiting.done(queue_host(job.url))
         if isinstance(error, UserError):
             raise error
-        self._hand_on(self._suspects.sort(Result(job, pixels, error, digest), error))
+        self._hand_on(self._suspects.add(Result(job, pixels, error, digest), error))
 
     def _note_start(self, worker: _Worker, n_threads: int) -> None:
         worker.has_started = True

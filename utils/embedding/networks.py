@@ -118,7 +118,7 @@ def _quick_gelu(name: str, pretrained: str, tag: dict[str, Any]) -> dict[str, An
 
 # --- timm -------------------------------------------------------------------------------------------------------------
 def _load_timm(model: Model) -> Network:
-    """Load the network with its classifier, so that timm itself rejects weights that do not fit; then remove that."""
+    """Load the network with its classifier, so that timm itself rejects weights that do not fit; then remove it."""
     import timm
 
     config = _timm_config(model)

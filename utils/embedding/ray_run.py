@@ -80,7 +80,7 @@ def embed_todo(work: Worklist, store: Store, asked: Model, plan: Plan, n_actors:
                 if facts and "dimension" not in store.model:
                     store.remember_model({**asked.identity, **json.loads(facts)})
                 done = [dict(zip(columns, values)) for values in zip(*columns.values())]
-                _keep([known for row in done for known in suspects.sort(row, _error(row))], work, store)
+                _keep([known for row in done for known in suspects.add(row, _error(row))], work, store)
                 progress.update(len(done))
 
         # One actor embeds single batches until the precision is chosen; then all actors embed the rest.

@@ -118,8 +118,8 @@ def _open_with_metadata(file: BinaryIO, name: str, max_pixels: int) -> tuple[Ima
     image.info.pop("xmp", None)  # Pillow would rotate a TIFF by its XMP
     profile = image.info.get("icc_profile") or b""
     if name == "WEBP" and getattr(image, "is_animated", False):
-        profile, image.rawmode, image._mode = b"", "RGBA", "RGBA"  # a first frame may leave the image transparent
-    elif name == "GIF" and (box := image.tile[0].extents) != (0, 0, *image.size):  # as this one does
+        profile, image.rawmode, image._mode = b"", "RGBA", "RGBA"  # around a small first frame, all is transparent
+    elif name == "GIF" and (box := image.tile[0].extents) != (0, 0, *image.size):  # the same for a GIF
         frame, image = image.convert("RGBA").crop(box), Image.new("RGBA", image.size)
         image.paste(frame, box)
     if name != "AVIF":  # browsers do not rotate WebP; Pillow rotates TIFF itself, and pillow-heif HEIC

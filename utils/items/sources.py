@@ -1,4 +1,4 @@
-"""Read the input item by item: a folder of images, or a list whose form is recognized by its first characters."""
+"""Read the input item by item: a folder of images, or a list whose format is recognized by its first characters."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Reader = Callable[[Any], Iterator[Any]]
 
 
 class Source(NamedTuple):
-    """An input. Each call of `read` yields all its elements; `form` and `notes` are for people.
+    """An input. Each call of `read` yields all its elements; `format` and `notes` are for people.
 
     An element is any JSON value, or an ImageError for a row that is not an item. `identify` returns the id of an
     element, or raises ImageError("bad_record").
     """
 
     path: Path
-    form: str
+    format: str
     read: Callable[[], Iterator[Any]]
     identify: Callable[[Any], uuid.UUID]
     is_folder: bool = False
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> Source:
     """Open the list or folder `path`. The list has its URLs in the field `url_field`, and elements have them in "url".
 
-    Raises UserError for an unknown form. read() raises UserError where the list is broken.
+    Raises UserError for an unknown format. read() raises UserError where the list is broken.
     """
     if path.is_dir():
         root = path.resolve()
@@ -59,17 +59,17 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
         read_items = functools.partial(folder.read_items, root, files)
         return Source(path, "a folder of images", read_items, folder.image_id, True, notes)
     try:
-        form, open_file, reader = _find_form(path, url_field)
+        name, open_file, reader = _find_format(path, url_field)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {_EXPECTED}. A demo: python tests/demo.py") from None
     except (OSError, *_BROKEN) as error:
         raise UserError(f"list {path}: {_describe(error)}; {_EXPECTED}") from None
     identify = functools.partial(item_id, id_field="url" if id_field == url_field else id_field)
-    return Source(path, form, functools.partial(_read, path, form, open_file, reader, url_field), identify)
+    return Source(path, name, functools.partial(_read, path, name, open_file, reader, url_field), identify)
 
 
-def _read(path: Path, form: str, open_file: Opener, reader: Reader, url_field: str) -> Iterator[Any]:
-    n, has_urls = 0, "URLs" in form
+def _read(path: Path, name: str, open_file: Opener, reader: Reader, url_field: str) -> Iterator[Any]:
+    n, has_urls = 0, "URLs" in name
     try:
         with open_file() as file:
             for element in reader(file):
@@ -77,7 +77,7 @@ def _read(path: Path, form: str, open_file: Opener, reader: Reader, url_field: s
                 yield {"url": element} if is_url else name_url(element, url_field)
                 n += 1
     except (OSError, *_BROKEN) as error:
-        problem = f"is broken as {form}, {f'after element {n}' if n else 'at its beginning'}: {_describe(error)}"
+        problem = f"is broken as {name}, {f'after element {n}' if n else 'at its beginning'}: {_describe(error)}"
         raise UserError(f"list {path} {problem}; {_EXPECTED}") from None
 
 
@@ -85,8 +85,8 @@ def _describe(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
-    """(form, opener, reader of the opened file). Raises ValueError for an unknown form."""
+def _find_format(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
+    """(format, opener, reader of the opened file). Raises ValueError for an unknown format."""
     with path.open("rb") as file:
         head = file.read(4)
     if head == _PARQUET:
@@ -94,9 +94,9 @@ def _find_form(path: Path, url_field: str) -> tuple[str, Opener, Reader]:
     is_gzip = head.startswith(_GZIP)
     open_text = functools.partial(_open_text, path, gzip.open if is_gzip else open)
     with open_text() as text:
-        form, reader = _reader_of(text.read(CHUNK).lstrip(_BLANKS), url_field)
+        name, reader = _reader_of(text.read(CHUNK).lstrip(_BLANKS), url_field)
         encoding = text.encoding.upper()
-    details = [form, *([encoding] if encoding != "UTF-8" else []), *(["gzip"] if is_gzip else [])]
+    details = [name, *([encoding] if encoding != "UTF-8" else []), *(["gzip"] if is_gzip else [])]
     return ", ".join(details), open_text, reader
 
 
@@ -112,7 +112,7 @@ def _open_text(path: Path, opener: Callable[..., Any]) -> TextIO:
 
 
 def _reader_of(text: str, url_field: str) -> tuple[str, Reader]:
-    """(form, reader) of a list that starts with `text`. In a form with "URLs" in its name, an element may be a URL."""
+    """(format, reader) of a list that starts with `text`. If the format's name has "URLs", an element may be a URL."""
     line = text.splitlines()[0].strip() if text else ""
     if text.startswith("["):
         return "a JSON list of URLs" if text[1:].lstrip(_BLANKS).startswith('"') else "a JSON list", _elements

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import REASONS, ImageError, UserError, can_heal
+from utils.errors import REASONS, ImageError, UserError, is_temporary
 from utils.files import read_json, replacing
 from utils.items.sources import Source
 from utils.log import LOG, counted
@@ -46,7 +46,7 @@ class Worklist:
                 self._add_failure(index, _url(item), error)
             self._hashes.append(_hash(item))
         self.ids = np.frombuffer(bytes(ids), "V16")
-        LOG.info("%s: %s, %s", source.path, source.form, counted(len(self.ids), "item"))
+        LOG.info("%s: %s, %s", source.path, source.format, counted(len(self.ids), "item"))
         self.outcome = np.full(len(self.ids), TODO, np.uint8)
         self.outcome[list(self.failures)] = FAILED
         self._digests = np.zeros(len(self.ids), np.int64)
@@ -73,7 +73,7 @@ class Worklist:
                 self.failures[index] = {**entry, "index": index}  # stays if this run does not reach the item
                 reason, detail = entry["reason"], entry["detail"]
                 is_allowed = allowed.get(reason) or allowed.get(f"{reason}: {detail}")
-                if not (retry_failed or can_heal(reason, detail) or is_allowed):
+                if not (retry_failed or is_temporary(reason, detail) or is_allowed):
                     self.outcome[index] = LASTING
         self._before = {}
 
@@ -179,7 +179,7 @@ class Worklist:
         entries = read_json(self.failed_path, "failures file")
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in fields.items()):
-                raise UserError(f"failures file {self.failed_path} has the wrong form; it must be {form}")
+                raise UserError(f"failures file {self.failed_path} has the wrong format; it must be {form}")
             if entry["url"] is not None and entry["reason"] in REASONS - {"bad_record"}:
                 before[entry["url"]] = entry
         return before

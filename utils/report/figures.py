@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from utils.annotation.history import Event, kappa, verdicts
+from utils.annotation.history import Event, judgments, kappa
 from utils.annotation.judgments import Judged, contradictions
 from utils.annotation.records import Record
 from utils.errors import UserError
 from utils.report import statistics
-from utils.report.reviews import Decision, Reviews, count_reviews, dir_name
+from utils.report.reviews import Decision, ReviewHistory, count_reviews, dir_name
 
 N_BINS = 40
 NEAREST, INFORMATIVE, POOLED = "nearest", "informative", "pooled"  # how the images of a directory were picked
@@ -33,7 +33,7 @@ class ReportData:
     origins: list[Decision]  # per record
 
 
-def measure(data: ReportData, reviews: Reviews) -> Figures:
+def measure(data: ReportData, reviews: ReviewHistory) -> Figures:
     groups = [group for group in data.judged if group.items]
     picks = [picked(data.origins[group.number].shown) for group in groups]
     nearest = [group for group, pick in zip(groups, picks) if pick == NEAREST]
@@ -135,15 +135,15 @@ def paired(measured: Callable[[Judged], float], pairs: Sequence[tuple[Judged, Ju
 
 
 def agreement(looks: Sequence[Event]) -> Figures:
-    """Compare second looks with the records of that time: the share of equal verdicts, and Cohen's kappa (1960)."""
-    judged = [(look, both) for look in looks if (both := verdicts(look))]
+    """Compare second looks with the records of that time: the share of equal judgments, and Cohen's kappa (1960)."""
+    judged = [(look, both) for look in looks if (both := judgments(look))]
     equal = np.array([[sum(first == second for first, second in both.values())] for _, both in judged], dtype=float)
     n_images = np.array([[len(both)] for _, both in judged], dtype=float)
     return {
         "directories": len(judged),
         "images": int(n_images.sum()),
         "equal": statistics.ratios(equal.reshape(-1, 1), n_images.reshape(-1, 1))[0],
-        "kappa": kappa([verdict for _, both in judged for verdict in both.values()]),
+        "kappa": kappa([judgment for _, both in judged for judgment in both.values()]),
         "disagreements": [
             {"main": look["main"], "dir": dir_name(look["main"], look), "image": id_, "kept_first": first}
             for look, both in judged

@@ -21,7 +21,7 @@ class Decision(NamedTuple):
 
 
 @dataclass
-class Reviews:
+class ReviewHistory:
     """The directories of the history; root and main image identify one."""
 
     shown: dict[str, dict[Any, Event]] = field(default_factory=dict)  # main image -> root -> event
@@ -41,8 +41,8 @@ class Reviews:
         return (made or loads or [Decision({}, self.shown_in(main, None))])[-1]
 
 
-def read_reviews(events: Iterable[Event]) -> Reviews:
-    reviews = Reviews()
+def read_reviews(events: Iterable[Event]) -> ReviewHistory:
+    reviews = ReviewHistory()
     slim = ({**event, "shown": {}} if "shown" in event else event for event in events)  # most of a history is cosines
     for event in in_effect(slim):
         main, root = event["main"], event.get("root")
@@ -57,7 +57,7 @@ def read_reviews(events: Iterable[Event]) -> Reviews:
     return reviews
 
 
-def count_reviews(reviews: Reviews) -> dict[str, dict[str, dict[str, int]]]:
+def count_reviews(reviews: ReviewHistory) -> dict[str, dict[str, dict[str, int]]]:
     """COUNTS by sampler, and by day (UTC) of the event. The last outcome of a directory counts."""
     tables: dict[str, dict[str, dict[str, int]]] = {"by_sampler": {}, "by_day": {}}
     facts = [(event, event, {"shown": 1}) for dirs in reviews.shown.values() for event in dirs.values()]

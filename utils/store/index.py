@@ -26,7 +26,7 @@ from utils.items.formatted import restore_item, to_metadata
 from utils.lock import hold
 from utils.processes import Child, DiedError, Progress
 from utils.store import collection as collections
-from utils.store.server import Place, Server, fitting
+from utils.store.server import Place, Server, request_slices
 from utils.store.vectors import READ, DamagedError, building, read_records
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def inspect(place: Place, name: str, _progress: Progress) -> Health:
         if len(ids) != count:
             raise ValueError(f"records counted: {count}, listed: {len(ids)}")
         _check_sample(collection, ids, SAMPLE)
-        _settle(place, collection)
+        _end_write(place, collection)
     try:
         return Health(metadata, np.sort(to_ids(ids)), is_sound)
     except ValueError:
@@ -225,7 +225,7 @@ def apply(
         page = from_ids(removed[start : start + READ])
         collection.delete(ids=page)  # ignores missing ids
         progress(len(page))
-    return _settle(place, collection)
+    return _end_write(place, collection)
 
 
 def _requests(
@@ -237,7 +237,7 @@ def _requests(
         most = min(READ, collections.open_client(place).get_max_batch_size())
     for ids, metadata, vectors in read_records(journal, rows):
         texts, fit = from_ids(ids), [to_metadata(restore_item(one)) for one in metadata]
-        for part in fitting(fit, vectors.shape[1], most):
+        for part in request_slices(fit, vectors.shape[1], most):
             yield texts[part], fit[part], vectors[part]
 
 
@@ -247,7 +247,7 @@ def _sync_every(place: Place, collection: chromadb.Collection, n: int) -> None:
         collection.modify(configuration={"hnsw": {"sync_threshold": max(2, n)}})
 
 
-def _settle(place: Place, collection: chromadb.Collection) -> int:
+def _end_write(place: Place, collection: chromadb.Collection) -> int:
     """End a write, and return the number of records in the collection.
 
     fsync comes before records are marked as indexed and files as seen. Otherwise, after a power cut, lost records would
@@ -296,10 +296,10 @@ def derive(
     for start in range(0, len(ids), page):
         got: Any = origin.get(ids=ids[start : start + page], include=["embeddings", "metadatas"])
         vectors = transform(np.asarray(got["embeddings"], np.float32))
-        for part in fitting(got["metadatas"], vectors.shape[1], most):
+        for part in request_slices(got["metadatas"], vectors.shape[1], most):
             target.upsert(ids=got["ids"][part], embeddings=vectors[part], metadatas=got["metadatas"][part])
         progress(len(got["ids"]))
-    count = _settle(place, target)
+    count = _end_write(place, target)
     target.modify(name=name + collections.WHOLE)
     return count
 

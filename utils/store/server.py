@@ -96,7 +96,7 @@ def read_headers(server: Server) -> dict[str, str]:
     return headers
 
 
-def fitting(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[slice]:
+def request_slices(metadata: list[dict[str, Any]], dimension: int, most: int) -> list[slice]:
     """Split records into slices for requests of at most `most` records and MAX_REQUEST_BYTES each."""
     slices, start, size = [], 0, 0
     for i, one in enumerate(metadata):

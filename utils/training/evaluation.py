@@ -58,9 +58,9 @@ def cross_validate(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarr
     vectors: (M, D) of unit length, indexed by the groups. The groups of the other folds choose the recipe of a fold.
     Learns 20 projections; finding near duplicates takes O(M^2 D).
     """
-    twins = _near_duplicates(vectors)
+    duplicates = _near_duplicates(vectors)
     scores: list[np.ndarray] = []  # per fold: (1 + recipes, its two-sided groups); row 0: no projection
-    for held_out, training in _folds(groups, twins, seed):
+    for held_out, training in _folds(groups, duplicates, seed):
         learned = (learn(vectors, training[recipe.all_pairs], basis, recipe, seed) for recipe in RECIPES)
         spaces = [vectors, *(project(vectors, matrix) for matrix in learned)]
         scores.append(np.array([[precision(space, group) for group in held_out] for space in spaces]))
@@ -94,7 +94,7 @@ def refuse_groups(groups: Sequence[Group]) -> str:
 
 
 def is_two_sided(group: Group) -> bool:
-    """Whether a ranking of the group can be right or wrong: two kept images and a deleted one."""
+    """Whether a ranking of the group can be right or wrong: it needs two kept images and a deleted one."""
     return len(group[0]) > 1 and len(group[1]) > 0
 
 
@@ -115,7 +115,7 @@ def _near_duplicates(vectors: np.ndarray) -> list[list[int]]:
 
 
 def _folds(
-    groups: Sequence[Group], twins: Sequence[Sequence[int]], seed: int
+    groups: Sequence[Group], duplicates: Sequence[Sequence[int]], seed: int
 ) -> Iterator[tuple[list[Group], dict[bool, list[Group]]]]:
     """Yield (groups to judge, groups to learn from) N_FOLDS times. No image or near duplicate of one is in both.
 
@@ -124,7 +124,7 @@ def _folds(
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()
     for fold in range(N_FOLDS):
         held_out = [groups[i] for i in order[fold::N_FOLDS]]
-        seen = {twin for kept, deleted in held_out for row in (*kept, *deleted) for twin in (row, *twins[row])}
+        seen = {near for kept, deleted in held_out for row in (*kept, *deleted) for near in (row, *duplicates[row])}
         rest = [groups[i] for place, i in enumerate(order) if place % N_FOLDS != fold]
         left = [
             ([row for row in kept if row not in seen], [row for row in deleted if row not in seen])

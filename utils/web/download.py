@@ -21,7 +21,7 @@ import urllib3.exceptions
 from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.util import Retry
 
-from utils.errors import ImageError, UserError, can_heal
+from utils.errors import ImageError, UserError, is_temporary
 from utils.web import guard, machine, urls
 
 _MAX_REDIRECTS = 20  # the limit of browsers
@@ -89,7 +89,7 @@ def _fetch_http(url: str, limits: DownloadLimits) -> BinaryIO:
             return _try(url, limits, attempt)
         except ImageError as error:
             is_last = number >= limits.attempts or attempt.wait_s > _MAX_WAIT_S
-            if is_last or not can_heal(error.reason, error.detail):
+            if is_last or not is_temporary(error.reason, error.detail):
                 raise
         sleep(max(attempt.wait_s, _BACKOFF_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)))
         number += 1
@@ -143,7 +143,7 @@ def _translated(error: Exception, attempt: guard.Attempt, timeout_s: float) -> I
     if isinstance(error, UnicodeError):  # DNS does not allow this host name
         return ImageError("bad_url", text)
     symptom = machine.symptom(error) or machine.symptom(root)
-    if attempt.reach == "private":  # a host in the local network may be switched off
+    if attempt.last_scope == "private":  # a host in the local network may be switched off
         symptom = ""
     return ImageError("connection", f"{symptom}: {text}" if symptom else text)
 

@@ -90,7 +90,7 @@ class Attempt:
 
     deadline: float  # time.monotonic()
     allow_private: bool
-    reach: str = ""  # scope of the address tried last
+    last_scope: str = ""  # of the address tried last
     wait_s: float = 0  # wait before the next attempt that the server asks for
     has_proxy: bool = False  # the user's proxy may have any address, and checks the addresses behind it
 
@@ -105,10 +105,10 @@ class Attempt:
         """Check an IP address before or, if `connected`, after connecting. Raises ImageError("blocked_address")."""
         if self.has_proxy:
             return
-        self.reach = scope(address)
-        if self.reach == "forbidden" or (self.reach == "private" and not self.allow_private):
+        self.last_scope = scope(address)
+        if self.last_scope == "forbidden" or (self.last_scope == "private" and not self.allow_private):
             raise ImageError("blocked_address", f"{address} is not a public address")
-        self.allow_private &= not (connected and self.reach == "public")
+        self.allow_private &= not (connected and self.last_scope == "public")
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def get(url: str, attempt: Attempt, cookies: CookieJar) -> BaseHTTPResponse:
     """
     parts, proxy = urlsplit(url), proxy_of(url)
     host = parts.hostname or ""
-    reach = literal_scope(host)
-    if reach == "forbidden" or (reach == "private" and not attempt.allow_private):
+    host_scope = literal_scope(host)
+    if host_scope == "forbidden" or (host_scope == "private" and not attempt.allow_private):
         raise ImageError("blocked_address", f"{host} is not a public address")
     attempt.has_proxy = bool(proxy)
     if proxy:
-        attempt.allow_private = reach == "private"  # the address behind a proxy is unknown and counts as public
+        attempt.allow_private = host_scope == "private"  # the address behind a proxy is unknown and counts as public
     target = url[len(f"{parts.scheme}://{parts.netloc}") :]
     forwarded = parts.scheme == "http" and proxy.startswith("http")  # an HTTP proxy needs the whole URL
     _thread.attempt = attempt

@@ -85,7 +85,7 @@ class Suspects(Generic[T]):
         self._held: list[T] = []
         self._n_in_a_row, self._since = 0, 0.0  # since: time.monotonic() of the first failure
 
-    def sort(self, result: T, error: ImageError | None) -> list[T]:
+    def add(self, result: T, error: ImageError | None) -> list[T]:
         """Add a result; return all results that are not or no longer suspect. Raises UserError for a machine fault."""
         self._held.append(result)
         if error is None or not _SUSPECT.match(str(error)):
@@ -98,7 +98,7 @@ class Suspects(Generic[T]):
         return self.release() if is_time and self._n_in_a_row >= MIN_SUSPECTS else []
 
     def release(self) -> list[T]:
-        """Return all results held, for when no other result will follow. Raises UserError as sort() does."""
+        """Return all results held, for when no other result will follow. Raises UserError as add() does."""
         if self._n_in_a_row >= MIN_SUSPECTS:
             if fault := machine_fault():
                 raise UserError(f"{self._n_in_a_row} downloads in a row failed: {fault}")
