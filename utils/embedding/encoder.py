@@ -212,13 +212,18 @@ class Encoder:
 
     # --- the forward pass ---------------------------------------------------------------------------------------------
     def encode_text(self, prompt: str) -> np.ndarray:
-        """Encode a prompt to a vector (D,) float32, L2-normalized. Raises UserError for an image-only model."""
+        """Encode a prompt to a vector (D,) float32, L2-normalized.
+
+        Raises UserError for an image-only model and for a tokenizer that cannot be loaded.
+        """
         if self._model.is_image_only:
             raise UserError(f"{self._model} is image-only: it cannot embed text; use another sampler")
         import open_clip
         import torch
 
-        tokens = open_clip.get_tokenizer(self._model.scheme + self._model.name)([prompt]).to(self.device)
+        remedy = 'try pip install "transformers[sentencepiece]", or use another sampler'
+        with networks.one_line_errors(f"the tokenizer of {self._model}", remedy):
+            tokens = open_clip.get_tokenizer(self._model.scheme + self._model.name)([prompt]).to(self.device)
         with torch.inference_mode():
             vector = self._modules[self.precision].encode_text(tokens).float()
         return torch.nn.functional.normalize(vector, dim=-1)[0].cpu().numpy()

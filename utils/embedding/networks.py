@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.embedding import blocks, weights
-from utils.embedding.weights import HUB, LOCAL, REMEDY, TIMM, Model, first_line
+from utils.embedding.weights import HUB, LOCAL, REMEDY, TIMM, Model
 from utils.errors import UserError
 from utils.images.preprocess import Preprocess
 
 _TIMM_NAMES = ("model.safetensors", "pytorch_model.bin")
+_REMEDY = f"repair or download its weights again, or {REMEDY}"
+# In place of torch's own advice, which is to run the code in a pickled model or TorchScript.
+_NOT_TENSORS = "its weights are not tensors alone, as torch.save(model.state_dict(), PATH) and safetensors write them"
 
 
 class Network(NamedTuple):
@@ -60,7 +63,7 @@ def _load_open_clip(model: Model) -> Network:
     import open_clip
 
     name, checkpoint, options = _locate(model)
-    with _one_line_errors(model):
+    with one_line_errors(f"model {model}", _REMEDY):
         module, _, _ = open_clip.create_model_and_transforms(
             name, pretrained=checkpoint, require_pretrained=True, weights_only=True, **options
         )
@@ -123,7 +126,7 @@ def _load_timm(model: Model) -> Network:
 
     config = _timm_config(model)
     overlay: dict[str, Any] = {}
-    with _one_line_errors(model):
+    with one_line_errors(f"model {model}", _REMEDY):
         if model.checkpoint:
             state = timm.models.load_state_dict(str(model.checkpoint), weights_only=True)
             classifier = state.get(f"{config.classifier}.weight")
@@ -188,18 +191,13 @@ def _timm_preprocess(model: Model, module: Any) -> tuple[Preprocess, tuple[float
 
 
 @contextlib.contextmanager
-def _one_line_errors(model: Model) -> Iterator[None]:
-    """Turn errors of open_clip and timm about damaged or mismatched weights into a UserError."""
+def one_line_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn any error of the libraries that load `what` into a UserError; the log file has its traceback."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        kinds = (RuntimeError, ValueError, OSError, KeyError, EOFError, ImportError, TypeError, AttributeError)
-        # safetensors and pickle have their own error types, which may not be importable here
-        packages = ("safetensors_rust", "_pickle", "pickle", "torch")
-        if not isinstance(error, kinds) and type(error).__module__.partition(".")[0] not in packages:
-            raise
-        raise UserError(
-            f"model {model} cannot be loaded: {first_line(error)}; repair or download its weights again, or {REMEDY}"
-        ) from error
+        text = " ".join(str(error).split())  # the second line names the keys that a checkpoint lacks
+        fault = _NOT_TENSORS if "weights_only" in text else text[:300] or type(error).__name__
+        raise UserError(f"{what} cannot be loaded: {fault}; {remedy}") from error

@@ -76,6 +76,7 @@ def find(model_name: str, pretrained: str) -> Model:
             f"CLIP_MODEL_NAME {model_name!r} names no model; use ViT-B-32, hf-hub:ORG/NAME, local-dir:PATH or timm:NAME"
         )
     if scheme == LOCAL:
+        name = str(Path(name).expanduser())  # no shell expands local-dir:~/model
         config, checkpoint = _find_local(Path(name))
         return Model(scheme, name, "", {"config_sha256": config, "weights_sha256": checkpoint})
     if scheme == HUB:
@@ -98,7 +99,8 @@ def _find_local(folder: Path) -> tuple[Path, Path]:
     found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pth"))
     ranks = {name: rank for rank, name in enumerate(_CHECKPOINT_NAMES)}
     if not found:
-        raise UserError(f"local-dir:{folder} has no weights, and random weights are never used; {REMEDY}")
+        kinds = ".safetensors, .bin or .pth; random weights are never used"
+        raise UserError(f"local-dir:{folder} has no weights, {kinds}; {REMEDY}")
     return config, min(found, key=lambda path: (ranks.get(path.name, len(ranks)), path.suffix != ".safetensors"))
 
 
