@@ -13,6 +13,7 @@ from pathlib import Path
 import filelock
 
 from utils.errors import UserError
+from utils.files import naming
 
 
 def lock_path(path: Path) -> Path:
@@ -37,7 +38,8 @@ def hold(path: Path, what: str, wait_s: float = 0) -> Iterator[None]:
         raise UserError(f"{what} is in use by {_read_owner(owner)}; wait for it to finish, or stop it") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        with naming(owner):
+            owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         yield
     finally:
         owner.unlink(missing_ok=True)

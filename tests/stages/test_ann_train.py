@@ -165,7 +165,7 @@ def test_the_gain_is_printed_and_the_same_data_give_the_same_projection(trained,
     [
         (shuffled_records(), "no gain"),
         (random_records(N_GROUPS), "no gain"),
-        (random_records(10), "too few directories: 10 are annotated, and at least 20"),
+        (random_records(10), "too few annotated directories: 10; at least 20"),
         ([{"pos": [*record["pos"], *record["neg"]], "neg": []} for record in real_records()], "too few deletions"),
     ],
     ids=["shuffled", "random", "ten", "all kept"],
