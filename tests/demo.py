@@ -32,6 +32,7 @@ from utils.cli import run
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.items.formatted import item_id
+from utils.log import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -287,7 +288,7 @@ def report_annotations(folder: Path, photos: list[Variation], decisions: list[di
     print(f"\n{shown(path)}: {len(annotated)} records, {n_positives} positives, {n_negatives} hard negatives,")
     print("exactly the images that the reviewer kept and deleted. The model most often takes")
     for (main, other), count in mistaken.most_common(3):
-        print(f"  {other} for {main} ({count} times)")
+        print(f"  {other} for {main} ({counted(count, 'time')})")
 
 
 def say_how_to_review(folder: Path) -> int:
