@@ -59,7 +59,7 @@ def test_a_list_from_first_run_to_prune(
     first = run_here("embed.py", *flags)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(summary(6, 0, 1, 4, 0, 0))
-    assert "1 duplicate with other fields than the first item with the id" in first.stderr
+    assert "duplicates with other fields than the first item with their id: 1" in first.stderr
     entries = json.loads((tmp_path / "data/failed.json").read_text())
     assert [(entry["index"], entry["url"], entry["reason"]) for entry in entries] == [
         (7, f"{url}/none.jpg", "http_status"),

@@ -25,7 +25,7 @@ from utils import ids
 from utils.annotation.history import now
 from utils.errors import UserError
 from utils.files import read_json, replacing, write_json
-from utils.log import LOG, counted
+from utils.log import LOG
 
 SAMPLES = "samples.json"
 DIGESTS = ".digests.json"
@@ -178,8 +178,7 @@ class DirWriter:
         elif error is None:
             (self.root / MARKER).unlink()
         else:
-            n_dirs = counted(len(self.samples), "directory")
-            LOG.warning("%s is not finished (%s); run again to continue", self.root, n_dirs)
+            LOG.warning("%s is not finished (directories: %d); run again to continue", self.root, len(self.samples))
 
     def stage(self, main: str) -> Path:
         """The hidden folder in which a directory is made. Its parent exists; the folder does not."""

@@ -166,8 +166,9 @@ class Worklist:
                 LOG.debug("item %d has the id of item %d but other fields; the first counts", index, first_index)
                 self.n_differing += 1
         if self.n_differing:
-            n_differing = counted(self.n_differing, "duplicate")
-            LOG.info("%s with other fields than the first item with the id; the log file has details", n_differing)
+            LOG.info(
+                "duplicates with other fields than the first item with their id: %d (in the log)", self.n_differing
+            )
 
     def _read_failures(self) -> dict[str, dict[str, Any]]:
         """url -> entry of an earlier run. Bad records are left out, because every run finds them again."""

@@ -52,8 +52,7 @@ class Store:
         else:
             self._repaired(self._bring_in_step)
         if len(self.journal.gone):
-            n_gone = counted(len(self.journal.gone), "id")
-            LOG.info("deleted from the collection on purpose, and not added again: %s", n_gone)
+            LOG.info("ids deleted from the collection on purpose, and not added again: %d", len(self.journal.gone))
 
     def __str__(self) -> str:
         return f"collection {self.name} in {self.place}"
