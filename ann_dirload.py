@@ -98,7 +98,7 @@ def taken_back(path: Path, undone: Undone) -> Iterator[str]:
         + (f" (the version with the load is {path}.undone)" if undone.n_removed or undone.n_restored else "")
     )
     if undone.n_edited:
-        yield f"left as found: {counted(undone.n_edited, 'record')} of that load, edited or missing since"
+        yield f"{counted(undone.n_edited, 'record')} of that load edited or missing since: left as found"
 
 
 def log_details(reviews: Sequence[Review], load: Load) -> None:
@@ -128,7 +128,8 @@ def summary(path: Path, reviews: Sequence[Review], load: Load, is_dry: bool) -> 
     for folder in folders if is_dry else []:
         yield f"{folder.name}: {counted(len(folder.kept), 'positive')}, {counted(len(folder.deleted), 'negative')}"
     n_untouched = sum(folder.is_untouched for folder in folders)
-    yield f"{'would load' if is_dry else 'loaded'} {counted(len(folders), 'directory')} ({n_untouched} untouched)"
+    n_loaded = counted(len(folders), "directory")
+    yield f"{'would load' if is_dry else 'loaded'} {n_loaded}, {n_untouched} of them untouched"
     if load.replaced:
         n_replaced = counted(len(load.replaced), "record")
         yield f"{n_replaced} {'would change' if is_dry else 'changed'}: {changes(load.replaced)}"

@@ -74,7 +74,7 @@ def test_what_stays_is_positive_and_what_was_deleted_negative(capsys):
     ]
     assert dirload() == expected
     out = capsys.readouterr().out
-    assert "loaded 4 directories (2 untouched)" in out
+    assert "loaded 4 directories, 2 of them untouched" in out
     assert "positives 17, negatives 3" in out
     assert "can be deleted" in out
     assert out.splitlines()[-1].startswith("warning: nothing was deleted in the last directory of ")
@@ -833,7 +833,7 @@ def test_undo_keeps_what_others_added_and_edited_since(capsys):
     records[1]["neg"] = [id_of("by hand")]
     ANNOTATED.write_text(json.dumps([*records, {"label": "cat"}]))
     assert dirload("--undo") == [records[1], {"label": "cat"}]
-    assert "left as found: 1 record of that load, edited or missing since" in capsys.readouterr().out
+    assert "1 record of that load edited or missing since: left as found" in capsys.readouterr().out
 
 
 def test_undo_without_a_history_is_one_step():
