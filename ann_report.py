@@ -59,9 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     figures = measure(data, reviews)
     if args.compare_collection:
         other = read_data(records, reviews, args, args.compare_collection)
-        learned = projection_of(other.model, Path(args.ann_projection_path))
+        learned = [projection_of(one.model, Path(args.ann_projection_path)) for one in (data, other)]
+        trained_on = {main for projection in learned if projection for main in projection.trained_on}
         names = args.collection_name, args.compare_collection
-        figures["comparison"] = compare(data, other, names, set(learned.trained_on) if learned else ())
+        figures["comparison"] = compare(data, other, names, trained_on)
     write_report(data, figures, Path(args.ann_report_dir_path), args)
     print_summary(Path(args.ann_report_dir_path), figures)
     return 0
@@ -120,6 +121,10 @@ def print_summary(folder: Path, figures: Figures) -> None:
         if comparison:
             other, difference = (format_estimate(comparison[key][which]) for which in ("other", "other_minus_this"))
             print(f"  {comparison['collection']}: {other}, difference {difference}")
+    if collection.DERIVED in figures["model"]:
+        print(
+            "made by ann_train.py: figures about groups that the collection was trained on are no evidence about others"
+        )
     if any(figures["not_nearest"].values()):
         print(
             f"not nearest, left out of average precision and figures by rank: {format_counts(figures['not_nearest'])}"
@@ -130,7 +135,7 @@ def print_summary(folder: Path, figures: Figures) -> None:
             f"compared groups {comparison['groups']}, with images of both {comparison['pooled']}; left out: {left_out}"
         )
         if comparison["is_trained_on"]:
-            print(f"{comparison['collection']} was trained on all compared groups: no evidence about other groups")
+            print("a collection was trained on all compared groups: no evidence about other groups")
     if agreement["directories"]:
         share, kappa = page.cell(agreement["equal"]["value"]), page.cell(agreement["kappa"])
         print(f"second looks {agreement['directories']}, share of images judged alike {share}, Cohen's kappa {kappa}")

@@ -227,7 +227,8 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     assert "All compared groups show images of both collections" in text
 
 
-def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(ids, capsys):
+@pytest.mark.parametrize("is_base", [False, True], ids=["compared with", "compared"])
+def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(is_base, ids, capsys):
     """If it was trained on all groups, the report says so."""
     from utils.store.collection import DERIVED, open_client
 
@@ -242,7 +243,8 @@ def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(ids
             metadata={DERIVED: learned.digest},
         )
         trained.add(ids=ids, embeddings=random_vectors(len(ids)), metadatas=[{"url": "x"}] * len(ids))
-        report("--compare-collection", name)
+        names = (name, "images") if is_base else ("images", name)
+        report("--collection-name", names[0], "--compare-collection", names[1])
         return figures()["comparison"]
 
     found = compared(ids[: 3 * SIZE : SIZE])
@@ -251,7 +253,8 @@ def test_a_comparison_leaves_out_the_groups_that_a_collection_was_trained_on(ids
     found = compared(ids[::SIZE])
     assert (found["groups"], found["left_out"]["trained_on"], found["is_trained_on"]) == (N_GROUPS, 0, True)
     assert "was trained on all compared groups" in capsys.readouterr().out
-    assert "was trained on every compared group" in (REPORT / "report.html").read_text()
+    text = (REPORT / "report.html").read_text()
+    assert "was trained on every compared group" in text and ("Made by ann_train.py" in text) == is_base
 
 
 def test_records_of_other_tools_are_left_out_and_counted(ids, capsys):
@@ -513,6 +516,13 @@ def test_page_is_readable_at_390_pixels(contradictory_page):
     small = """[...document.querySelectorAll('p, td, th, li, figcaption, input, summary')].filter(element =>
         parseFloat(getComputedStyle(element).fontSize) < 16)"""
     assert page.run(f"{small}.map(element => element.outerHTML).join()") == ""
+    broken = """[...document.querySelectorAll('.plain td')].filter(cell => {
+        const text = document.createRange();
+        cell.textContent = '1,234,567';
+        text.selectNodeContents(cell);
+        return text.getClientRects().length > 1;
+    })"""
+    assert page.run(f"{broken}.length") == 0, "a number of several lines"
     boxes = "[...document.querySelectorAll('svg text')].map(text => [text.getBoundingClientRect(), text.textContent])"
     found = [
         (*(box[side] for side in ("left", "top", "right", "bottom")), text)

@@ -92,12 +92,12 @@ def progress(data: ReportData) -> dict[str, int]:
     }
 
 
-def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str] = ()) -> Figures:
+def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained_on: Collection[str]) -> Figures:
     """Judge both models on the same items of the same groups.
 
     Items must be in both collections. Groups with images picked to be informative are left out.
-    names: of the two collections. trained_on: main images of the groups that the rival learned from. These groups are
-    left out, too, unless there are no others.
+    names: of the two collections. trained_on: main images of the groups that a collection learned from. These groups
+    are left out, too, unless there are no others.
     """
     found: dict[str, list[tuple[Judged, Judged]]] = {"unseen": [], "trained_on": [], INFORMATIVE: []}
     for group, other in zip(data.judged, rival.judged):
