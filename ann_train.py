@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_collections(place: Place, name: str, trained_name: str) -> dict[str, Any]:
     """The model facts of collection `name`. Raises UserError if it is a trained collection, or the other is not."""
+    collection.check_name(trained_name)
     with collection.reading(place, name) as images:
         model = dict(images.metadata or {})
     if collection.DERIVED in model:

@@ -12,6 +12,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ MAX_CLUSTERS = 500  # clusters of `typical`, as in its paper
 ALWAYS = 3  # nearest images that `informative` always chooses
 SPREAD = 3  # without decisions, `informative` spreads over this many times as many images as it chooses
 SPARE = 10  # extra neighbors looked up, to replace near duplicates
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TILE_CELLS = 10_000_000  # similarities in memory at a time: 40 MB, and 80 MB for their order
 
 
@@ -218,16 +220,15 @@ def text(pool: Pool, rng: np.random.Generator, n_nearest: int, *, prompt: str) -
 def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str]) -> Iterator[int]:
     """Exactly the given ids, in their order. Annotated and unknown ids are skipped with a warning.
 
-    An item can also be named by its value of ID_FIELD, or by its path in the folder of images. An id that was shown
-    before, or in this run, is yielded with a warning, although it is not allowed. O(N).
+    An item can also be named by its value of ID_FIELD, by its path in the folder of images, or by the name of its
+    directory. An id that was shown before, or in this run, is yielded with a warning, although it is not allowed. O(N).
     """
     asked = dict.fromkeys(_strings("ids", ids))
-    name_of = {id_: name for name in reversed(asked) for id_ in _possible_ids(name)}
-    row_of = {name_of[id_]: row for row, id_ in enumerate(pool.ids) if id_ in name_of}
+    row_of = {id_: row for row, id_ in enumerate(pool.ids)}
     annotated = {row for pos, _ in pool.annotated for row in pos}
     may_be_main = pool.allowed.copy()
     for id_ in asked:
-        row = row_of.get(id_)
+        row = next((row_of[possible] for possible in _possible_ids(id_) if possible in row_of), None)
         if row is None:
             pool.warn(f"{id_}: not in the collection, left out")
         elif row in annotated:
@@ -242,7 +243,7 @@ def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str])
 
 def _possible_ids(name: str) -> tuple[str, ...]:
     named = (name, unicodedata.normalize("NFC", name))  # paths in folders are NFC
-    return name, *(str(uuid.uuid5(uuid.NAMESPACE_URL, each)) for each in named)
+    return name, *(str(uuid.uuid5(uuid.NAMESPACE_URL, each)) for each in named), *_ID.findall(name.lower())
 
 
 EXAMPLES = {"fields": ["product"], "prompt": "a red shoe", "ids": ["ID"]}  # values of the required options

@@ -30,6 +30,7 @@ _AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these must not exceed 1
 _EXAMPLES = {  # for error messages about JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
     "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
+    "ANN_DIRRIFY_POOL": ["images_of_another_model"],
     "ANN_DIRRIFY_WHERE": {"product": "shoe"},
     "ANN_SAMPLER_CFG": {"fields": ["product"]},
 }

@@ -45,6 +45,15 @@ def test_an_argument_that_does_not_parse_is_one_line(flags: list[str], line: str
     assert "\n" not in str(raised.value)
 
 
+JSON_FLAGS = [name for name, value in vars(config).items() if name.isupper() and isinstance(value, dict | list)]
+
+
+@pytest.mark.parametrize("name", JSON_FLAGS)
+def test_a_flag_that_takes_json_shows_a_useful_example(name: str):
+    with pytest.raises(UserError, match=r"is not a JSON (object|list); an example is '[{\[].+[}\]]'"):
+        cli.parser("doc", config, [name]).parse_args([f"--{name.lower().replace('_', '-')}", "images"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -248,6 +248,8 @@ def test_the_trained_collection_is_neither_its_own_base_nor_anyone_else_s(traine
         trained.train("--collection-name", "images_trained", "--ann-trained-collection-name", "more")
     with pytest.raises(UserError, match="ANN_TRAINED_COLLECTION_NAME and COLLECTION_NAME are both images"):
         trained.train("--ann-trained-collection-name", "images")
+    with pytest.raises(UserError, match="collection name 'x': it must have 3 to 512"):
+        trained.train("--ann-trained-collection-name", "x")
     client: Any = collection.open_client(trained.chroma)
     mine = client.create_collection("mine", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
     mine.add(ids=[IDS[0]], embeddings=[[1.0, 0.0]], metadatas=[{"url": "a"}])

@@ -321,6 +321,18 @@ def test_ids_may_be_what_the_list_names_the_images_by():
     assert [pool.ids[row] for row in rows] == [str(uuid.uuid5(uuid.NAMESPACE_URL, n)) for n in [*names, "other"]]
 
 
+def test_ids_may_be_copied_from_a_file_manager_and_one_image_named_twice_is_shown_once():
+    said = []
+    pool = a_pool(np.eye(3), warn=said.append)
+    pool.ids = sorted(str(uuid.uuid5(uuid.NAMESPACE_URL, name)) for name in "abc")
+    url = next(name for name in "abc" if str(uuid.uuid5(uuid.NAMESPACE_URL, name)) == pool.ids[0])
+    rows = draw("ids", {"ids": [f"18_{pool.ids[0]}", f"3_{pool.ids[1].upper()}.JPG", url]}, pool, 0, 2)
+    assert next(rows) == 0
+    pool.allowed[0] = False
+    assert list(rows) == [1, 0]  # the caller shows no row twice
+    assert said == [f"{url}: shown before in another directory"]
+
+
 def test_ids_are_taken_as_given_and_the_others_reported():
     said = []
     allowed = np.array([True, False, True, False, True, False])
