@@ -224,7 +224,8 @@ def ids(pool: Pool, rng: np.random.Generator, n_nearest: int, *, ids: list[str])
     directory. An id that was shown before, or in this run, is yielded with a warning, although it is not allowed. O(N).
     """
     asked = dict.fromkeys(_strings("ids", ids))
-    row_of = {id_: row for row, id_ in enumerate(pool.ids)}
+    wanted = {possible for name in asked for possible in _possible_ids(name)}
+    row_of = {id_: row for row, id_ in enumerate(pool.ids) if id_ in wanted}
     annotated = {row for pos, _ in pool.annotated for row in pos}
     may_be_main = pool.allowed.copy()
     for id_ in asked:
