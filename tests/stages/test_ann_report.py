@@ -225,6 +225,8 @@ def test_a_comparison_says_whether_the_pool_was_shared(ids, capsys):
     assert f"Compared groups that show images of both collections: 1 of {N_GROUPS}." in text
     text, found = compared([shown("r", main, pool=["images", "other"]) for main in mains])
     assert "All compared groups show images of both collections" in text
+    with pytest.raises(UserError, match="in collection other; review directories of ANN_DIRRIFY_PICK nearest"):
+        compared([shown("r", main, pick="informative") for main in mains])
 
 
 @pytest.mark.parametrize("is_base", [False, True], ids=["compared with", "compared"])

@@ -109,10 +109,10 @@ def compare(data: ReportData, rival: ReportData, names: tuple[str, str], trained
             found[kind].append((group, other))
     pairs = found["unseen"] or found["trained_on"]
     if not pairs:
-        raise UserError(
-            f"no group of nearest images has a kept and a deleted image in collection {names[1]}; compare a "
-            "collection with the same ids"
+        remedy = (
+            "review directories of ANN_DIRRIFY_PICK nearest" if found[INFORMATIVE] else "embed the same list into it"
         )
+        raise UserError(f"no group of nearest images has a kept and a deleted image in collection {names[1]}; {remedy}")
     return {
         "collection": names[1],
         "model": rival.model,
