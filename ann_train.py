@@ -96,6 +96,8 @@ def read_groups(place: Place, args: argparse.Namespace) -> tuple[np.ndarray, lis
         load_vectors = collection.spool_vectors(images, ids)
     row_of = {id_: row for row, id_ in enumerate(ids)}
     there = [record for record in records if record["pos"][0] in row_of]
+    if n_gone := len(records) - len(there):
+        print(f"{counted(n_gone, 'group')} left out: the main image is not in collection {args.collection_name}")
 
     def rows(ids: list[str]) -> list[int]:
         return [row_of[id_] for id_ in ids if id_ in row_of]

@@ -197,13 +197,14 @@ def test_nothing_annotated_is_one_line(shop):
         shop.train()
 
 
-def test_images_and_groups_that_left_the_collection_are_skipped(shop):
+def test_images_and_groups_that_left_the_collection_are_skipped_and_groups_counted(shop, capsys):
     gone = [id_of(f"gone {i}") for i in range(9)]
     records = [{"pos": [gone[0], *IDS[:3]], "neg": IDS[3:5]}]
     records += [{"pos": [*r["pos"], gone[1]], "neg": [gone[2], *r["neg"]]} for r in real_records()]
     shop.annotated.write_text(json.dumps(records))
     assert shop.train() == 0
     assert read_projection(shop.projection).trained_on == [record["pos"][0] for record in real_records()]
+    assert "1 group left out: the main image is not in collection images\n" in capsys.readouterr().out
 
 
 # --- the collection ---------------------------------------------------------------------------------------------------
