@@ -138,7 +138,7 @@ def summary(path: Path, reviews: Sequence[Review], load: Load, is_dry: bool) -> 
     if load.untouched:
         yield f"{counted(len(load.untouched), 'untouched directory')} left out (--skip-untouched)"
     if skipped := Counter(kind for review in reviews for kind, _ in review.skipped):
-        yield f"not recorded: {', '.join(f'{n} {KINDS[kind][n > 1]}' for kind, n in skipped.most_common())}"
+        yield f"not recorded: {', '.join(counted(n, *KINDS[kind]) for kind, n in skipped.most_common())}"
     n_positives = sum(len(folder.kept) for folder in folders)
     n_negatives = sum(len(folder.deleted) for folder in folders)
     others = f" and {load.n_of_other_tools} of other tools" if load.n_of_other_tools else ""

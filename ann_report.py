@@ -21,7 +21,7 @@ from utils.annotation.judgments import rank
 from utils.annotation.records import Record, read_annotated
 from utils.files import replacing, write_json
 from utils.images.cache import ImageCache
-from utils.images.copies import make_thumbnails, remove_other_thumbnails
+from utils.images.copies import REPORT_DATA, THUMBNAILS, make_thumbnails, remove_other_thumbnails
 from utils.items.folder import named_folders
 from utils.items.formatted import restore_item
 from utils.log import bar, counted, start_log
@@ -89,13 +89,13 @@ def write_report(data: ReportData, figures: Figures, folder: Path, args: argpars
     folders = None if args.download_allow_local else named
     cache = ImageCache(args.image_cache_dir_path, 0, files=find_files(urls, folders))
     with bar(len(ids), "thumbnails", "image") as progress:
-        pictured = make_thumbnails(sorted(ids), cache, folder / page.THUMBNAILS, args.max_image_pixels, progress.update)
+        pictured = make_thumbnails(sorted(ids), cache, folder / THUMBNAILS, args.max_image_pixels, progress.update)
     figures["progress"]["shown_without_picture"] = len(ids) - len(pictured)
-    write_json(folder / "report.json", figures)
+    write_json(folder / REPORT_DATA, figures)
     originals = find_originals(ids, data.items, cache, folder)
     with replacing(folder / "report.html") as file:
         page.write_page(file, f"Annotations of {args.collection_name}", data, figures, pictured, originals)
-    remove_other_thumbnails(folder / page.THUMBNAILS, pictured)
+    remove_other_thumbnails(folder / THUMBNAILS, pictured)
 
 
 def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCache, folder: Path) -> dict[str, str]:
@@ -114,8 +114,8 @@ def find_originals(ids: Iterable[str], items: Mapping[str, Any], cache: ImageCac
 def print_summary(folder: Path, figures: Figures) -> None:
     comparison, agreement = figures.get("comparison"), figures["agreement"]
     print(format_counts(figures["progress"]))
-    pairs, chains = figures["conflicts"].values()
-    print(f"contradictions: {counted(len(pairs), 'pair')}, {counted(len(chains), 'chain')}")
+    conflicts = figures["conflicts"]
+    print(f"contradictions: {counted(len(conflicts['pairs']), 'pair')}, {counted(len(conflicts['chains']), 'chain')}")
     for key, words in MEASURES.items():
         print(f"{words}: {format_estimate(figures[key])}")
         if comparison:
@@ -139,7 +139,7 @@ def print_summary(folder: Path, figures: Figures) -> None:
     if agreement["directories"]:
         share, kappa = page.cell(agreement["equal"]["value"]), page.cell(agreement["kappa"])
         print(f"second looks {agreement['directories']}, share of images judged alike {share}, Cohen's kappa {kappa}")
-    print(f"report: {folder / 'report.html'}; figures: {folder / 'report.json'}")
+    print(f"report: {folder / 'report.html'}; figures: {folder / REPORT_DATA}")
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -269,8 +269,8 @@ def print_summary(work: Worklist, n_extra: int, args: argparse.Namespace) -> Non
     if reasons := work.reasons():
         counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
         print(f"failures, listed in {args.failed_data_path}: {counts}")
-    if bad := [entry for entry in work.failures.values() if entry["reason"] == "bad_record"]:
-        print(f"the first bad record is item {bad[0]['index']}: {bad[0]['detail']}")
+    if bad := next((entry for entry in work.failures.values() if entry["reason"] == "bad_record"), None):
+        print(f"the first bad record is item {bad['index']}: {bad['detail']}")
     for note in work.source.notes:
         print(note)
     if work.count(LASTING):

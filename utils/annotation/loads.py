@@ -26,7 +26,7 @@ class Load:
     items: list[Any]
     decisions: list[Event]  # events of earlier loads, in effect
     interrupted: list[Event]  # events of a load that did not reach the annotated data
-    n_of_other_tools: int = 0  # items without this form
+    n_of_other_tools: int = 0  # items that are not records
     loaded: list[ReviewedDir] = field(default_factory=list)
     replaced: list[ReviewedDir] = field(default_factory=list)
     different: list[ReviewedDir] = field(default_factory=list)  # they differ from their records, which stay

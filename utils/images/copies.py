@@ -20,6 +20,7 @@ from utils.images.decode import decode, decode_within
 from utils.images.formats import identify
 from utils.images.metadata import read_layout
 
+THUMBNAILS, REPORT_DATA = "thumbnails", "report.json"  # a report's folder of thumbnails, and the file beside it
 THUMBNAIL_SIDE = 128  # pixels of the longer side
 _THUMBNAIL_QUALITY = 80  # of JPEG: about 4 KB
 _REVIEW_QUALITY = 85  # of JPEG: about 0.3 MB at 1,600 pixels; artifacts are invisible at that size

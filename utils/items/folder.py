@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from utils.errors import ImageError
 from utils.files import read_json, write_json
 from utils.ids import is_uuid
+from utils.images.copies import REPORT_DATA, THUMBNAILS
 from utils.images.formats import EXTENSIONS, identify, is_heif
 from utils.items.formatted import is_unicode
 from utils.log import bar, counted, printable
@@ -59,7 +60,7 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
 def _is_searched(name: str, files_beside: list[str]) -> bool:
     number, _, id_ = name.partition("_")
     is_review = number.isdigit() and is_uuid(id_)  # a directory of ann_dirrify.py, with copies of images
-    is_report = name == "thumbnails" and "report.json" in files_beside
+    is_report = name == THUMBNAILS and REPORT_DATA in files_beside
     return not (name.startswith(".") or name in _SYSTEM or is_review or is_report)
 
 

@@ -11,11 +11,10 @@ from typing import IO, Any, Literal, NamedTuple
 
 import jinja2
 
-from utils.images.copies import thumbnail_path
+from utils.images.copies import THUMBNAILS, thumbnail_path
 from utils.report.figures import Figures, ReportData
 from utils.report.reviews import dir_name
 
-THUMBNAILS = "thumbnails"  # folder beside the page
 MAX_GROUPS = 2_000  # the latest groups, shown with images; a browser still opens the page in seconds
 # The images of the first NEAR_GROUPS load without the page's script, which loads the others when the reader comes near:
 # a page with 20,000 images of `loading="lazy"` takes seconds more to open.
