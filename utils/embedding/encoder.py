@@ -70,7 +70,7 @@ class Encoder:
         self.cosines = cosines  # lower precision -> lowest cosine to fp32 seen
         tower = getattr(network.module, "visual", network.module)
         # Convolutional towers run 1.6 x as fast in channels_last (fp32, CPU). A ViT, with one patch layer, does not.
-        is_convolutional = sum(isinstance(layer, torch.nn.Conv2d) for layer in tower.modules()) > 1
+        is_convolutional = blocks.is_convolutional(tower)
         self._layout = torch.channels_last if is_convolutional else torch.contiguous_format
         self._at_once = CPU_CONVOLVED if is_convolutional and device.type == "cpu" else None
         self._scale = [
@@ -241,7 +241,7 @@ class Encoder:
             module = copy.deepcopy(module, memo)
         module = module.to(self.device, dtype, memory_format=self._layout)
         if precision == "bf16" and self.device.type == "cpu":
-            blocks.fuse_mlps(module)
+            blocks.fuse(module)
         return module
 
     def _encode(self, module: Any, pixels: np.ndarray) -> np.ndarray:
