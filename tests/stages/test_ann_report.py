@@ -446,6 +446,7 @@ def tab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("utils.report.page.NEAR_GROUPS", N_GROUPS // 2)
         annotate()
         report()
     shutil.move(folder / REPORT, folder / "moved elsewhere")
@@ -546,6 +547,13 @@ def test_images_load_when_they_come_into_view(page):
         "image.onload = () => resolve(image.naturalWidth); image.scrollIntoView(); })"
     )
     assert shown == 128
+
+
+def test_a_print_has_the_images_of_all_groups(page):
+    waiting = "document.querySelectorAll('.group img[data-src]:not([src])').length"
+    assert page.run(waiting)
+    page.call("Page.printToPDF", scale=0.1)
+    assert not page.run(waiting)
 
 
 def test_filter_finds_groups_by_metadata_number_and_id(page):

@@ -16,8 +16,8 @@ from utils.report.figures import Figures, ReportData
 from utils.report.reviews import dir_name
 
 MAX_GROUPS = 2_000  # the latest groups, shown with images; a browser still opens the page in seconds
-# The images of the first NEAR_GROUPS load without the page's script, which loads the others when the reader comes near:
-# a page with 20,000 images of `loading="lazy"` takes seconds more to open.
+# The images of the first NEAR_GROUPS load without the page's script. The script loads the others when the reader comes
+# near or prints the page, because a page with 20,000 images of `loading="lazy"` takes seconds more to open.
 NEAR_GROUPS = 100
 MAX_CONFLICTS = 50  # contradictions of each kind that are shown with images; report.json has all
 MAX_LINE, MAX_TITLE = 200, 1_000  # characters of metadata shown on hover, of a field and of all
