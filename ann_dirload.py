@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("ann_dirload", args.logs_dir_path)
     path, history_path = Path(args.annotated_data_path), args.ann_history_path
-    roots = list(dict.fromkeys(map(Path, args.dirs or [args.ann_dirrify_dir_path])))
+    roots = list(dict.fromkeys(Path(name).expanduser() for name in args.dirs or [args.ann_dirrify_dir_path]))
     with hold(lock_path(path), f"annotated data {path}"):
         if args.undo:
             say(taken_back(path, undo(path, history_path)))

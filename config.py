@@ -1,7 +1,7 @@
 """Every setting of every stage. Constants only; each constant is also a flag of the scripts that use it.
 
 The comment on a constant's line is also its help text in `--help`. A flag overrides this file.
-Relative paths are relative to the folder in which a script is started.
+Relative paths are relative to the folder in which a script is started; ~ is the home folder.
 """
 
 # --- the list and the store ------------------------------------------------------------------------------------------

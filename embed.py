@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start_log("embed", args.logs_dir_path)
-    source = open_source(Path(args.formatted_data_path), args.url_field, args.id_field)
+    source = open_source(Path(args.formatted_data_path).expanduser(), args.url_field, args.id_field)
     work = Worklist(source, Path(args.failed_data_path))
     with open_store(args) as store:
         model = check_model(store, args)

@@ -27,6 +27,7 @@ INTERRUPTED, TERMINATED = 130, 143
 _MAY_BE_0 = """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
     IMAGE_CACHE_MAX_BYTES"""
 _AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these must not exceed 1
+_MAY_BE_EMPTY = ["ANN_HISTORY_PATH", "IMAGE_CACHE_DIR_PATH", "LOGS_DIR_PATH"]  # other paths must not
 _EXAMPLES = {  # for error messages about JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
     "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
@@ -42,11 +43,13 @@ class Terminated(KeyboardInterrupt):
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Raises UserError for an argument that cannot be parsed and for a number out of range."""
+        """Raises UserError for an argument that cannot be parsed, a number out of range and an empty path."""
         result = super().parse_args(args, namespace)
         for name, value in vars(result).items():
             if type(value) in (int, float):
                 _check_range(name.upper(), value)
+            if name.endswith("_path") and not value and name.upper() not in _MAY_BE_EMPTY:
+                raise UserError(f"{name.upper()} is empty; it must be a path")
         return result
 
     def error(self, message: str) -> NoReturn:
@@ -64,21 +67,31 @@ def _check_range(name: str, value: float) -> None:
 def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.ArgumentParser:
     """Build a parser with one flag per constant, its name in kebab-case. Type, default and help come from config.py.
 
-    Dicts and lists are given as JSON; a boolean has a `--no-` form. `doc` is the script's docstring.
+    Dicts and lists are JSON; a boolean has a `--no-` form; `~` is the home folder. `doc` is the script's docstring.
     """
     result = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comments = _comments(config)
+    comments = dict(re.findall(r"^(\w+).*  # (.*)$", inspect.getsource(config), re.MULTILINE))
     for name in names:
-        default = getattr(config, name)
+        default = _read_constant(config, name)
         flag = "--" + name.lower().replace("_", "-")
-        text = f"{comments[name]} (default: {json.dumps(default)})".replace("%", "%%")
+        text = f"{comments.get(name, '')} (default: {json.dumps(default)})".replace("%", "%%")
         if isinstance(default, bool):
             result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
             kind = type(default)
-            reader = _json_reader(kind, default or _EXAMPLES.get(name)) if kind in (dict, list) else kind
+            reader: Callable[[str], Any] = os.path.expanduser if name.endswith("_PATH") else kind
+            if kind in (dict, list):
+                reader = _json_reader(kind, default or _EXAMPLES.get(name))
             result.add_argument(flag, type=reader, default=default, metavar=kind.__name__.upper(), help=text)
     return result
+
+
+def _read_constant(config: ModuleType, name: str) -> Any:
+    value = getattr(config, name, None)
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if type(value) not in (str, bool, int, float, dict, list):
+        raise UserError(f"{name} in config.py is missing or {value!r}; copy its line from this version's config.py")
+    return value
 
 
 def run(main: Callable[[], int], at_once: bool = False) -> None:
@@ -87,6 +100,7 @@ def run(main: Callable[[], int], at_once: bool = False) -> None:
     `at_once`: run exit handlers, but skip the interpreter's teardown, which takes over a second once torch is loaded.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None if closed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # if its encoding lacks a character
@@ -98,8 +112,9 @@ def run(main: Callable[[], int], at_once: bool = False) -> None:
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            remedy = "; free space there, and run again" if error.errno == errno.ENOSPC else ""
-            stop.code = _print_end(f"error: {error.filename or 'writing'}: {error.strerror or error}{remedy}", 2)
+            remedies = {errno.ENOSPC: "; free space there, and run again", errno.EEXIST: "; it must be a folder"}
+            name = error.filename2 or error.filename or "writing"  # of a rename, the file to be replaced
+            stop.code = _print_end(f"error: {name}: {error.strerror or error}{remedies.get(error.errno or 0, '')}", 2)
     if at_once:
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):  # the reader has closed the pipe
@@ -146,8 +161,3 @@ def _json_reader(kind: type, example: Any) -> Callable[[str], Any]:
         raise argparse.ArgumentTypeError(f"{text[:200]} is not a JSON {name}; an example is '{json.dumps(example)}'")
 
     return read
-
-
-def _comments(config: ModuleType) -> dict[str, str]:
-    """Constant name -> the comment on its line."""
-    return dict(re.findall(r"^(\w+).*  # (.*)$", inspect.getsource(config), re.MULTILINE))

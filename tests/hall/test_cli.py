@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,11 @@ def test_how_a_main_ends_is_the_exit_code_and_one_line():
     assert run_code("open('/nowhere/at/all')")[::2] == (2, "error: /nowhere/at/all: No such file or directory\n")
     code, _, error = run_code("raise OSError(28, 'No space left on device')")
     assert (code, error) == (2, "error: writing: No space left on device; free space there, and run again\n")
+    in_a_folder = "import os, pathlib, tempfile\nos.chdir(tempfile.mkdtemp())\npathlib.Path('a').touch()\n"
+    code, _, error = run_code(f"{in_a_folder}os.mkdir('b')\nos.replace('a', 'b')")
+    assert (code, error) == (2, "error: b: Is a directory\n"), "the file that was to be replaced"
+    code, _, error = run_code(f"{in_a_folder}os.mkdir('a')")
+    assert (code, error) == (2, "error: a: File exists; it must be a folder\n")
     code, _, error = run_code("1 / 0")
     assert code == 1 and "ZeroDivisionError" in error, "a bug keeps its traceback"
 
@@ -127,6 +134,16 @@ def test_a_stopped_script_says_so_after_its_summary(number: signal.Signals, code
     assert run_code(block, stop=number) == (code, "ready\nsum\n", f"{word}; run again to continue\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no file descriptors to close")
+def test_a_script_runs_without_a_terminal():
+    """With closed streams, as in pythonw and `2>&-`, Python has None for them."""
+    code = (
+        "import sys; from utils import cli; cli.run(lambda: len(f'{sys.stdout.write}{sys.stderr.isatty}') and 7, True)"
+    )
+    closed = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, code], cwd=ROOT, timeout=60)
+    assert closed.returncode == 7
+
+
 def test_what_is_printed_cannot_move_the_cursor_and_letters_stay():
     assert printable("a\x1b[2J\r\nb\u202eü\ud800 \x9b%") == "a\\x1b[2J\\r\\nb\\u202eü\\ud800 \\x9b%"
     for letters in ("Müller", "Mu\u0308ller", "\u3000\u00a0 日本", "\U0001f469\u200d\U0001f467", "\ue000"):
@@ -138,6 +155,44 @@ def test_comments_above_a_constant_are_its_help(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module: types.ModuleType = __import__("other_config")
     assert "images, 100% of them (default: 5)" in " ".join(cli.parser("doc", module, ["N"]).format_help().split())
+
+
+def other_config(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> types.ModuleType:
+    (folder / "edited_config.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "edited_config", raising=False)
+    return importlib.import_module("edited_config")
+
+
+def test_an_edited_config_needs_no_comments_and_may_hold_paths(tmp_path, monkeypatch):
+    text = "from pathlib import Path\nA_PATH = Path('a') / 'b'\nB = {\n    'fields': ['brand'],\n}\nC = 5 # one space\n"
+    parser = cli.parser("doc", other_config(tmp_path, monkeypatch, text), ["A_PATH", "B", "C"])
+    expected = {"a_path": str(Path("a") / "b"), "b": {"fields": ["brand"]}, "c": 5}
+    assert vars(parser.parse_args([])) == expected and "(default: 5)" in parser.format_help()
+
+
+def test_a_constant_that_is_missing_or_of_no_use_is_one_line(tmp_path, monkeypatch):
+    module = other_config(tmp_path, monkeypatch, "A = None\nB = {1}\n")
+    for name, value in {"A": "None", "B": r"\{1\}", "C": "None"}.items():
+        with pytest.raises(UserError, match=f"^{name} in config.py is missing or {value}; copy its line from "):
+            cli.parser("doc", module, [name])
+
+
+def test_a_tilde_is_the_home_folder_in_flags_and_constants(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    parser = cli.parser(
+        "doc", other_config(tmp_path, monkeypatch, "A_PATH = '~/a'\nB_PATH = '~x~'\n"), ["A_PATH", "B_PATH"]
+    )
+    assert vars(parser.parse_args([])) == {"a_path": f"{tmp_path}/a", "b_path": "~x~"}
+    assert parser.parse_args(["--a-path=~"]).a_path == str(tmp_path)
+
+
+def test_an_empty_path_is_one_line_where_it_does_not_mean_none():
+    parser = cli.parser("doc", config, ["ANNOTATED_DATA_PATH", "LOGS_DIR_PATH", "CHROMA_SERVER_URL"])
+    assert parser.parse_args(["--logs-dir-path="]).logs_dir_path == ""
+    with pytest.raises(UserError, match="ANNOTATED_DATA_PATH is empty; it must be a path"):
+        parser.parse_args(["--annotated-data-path", ""])
 
 
 def test_a_number_and_its_noun_agree():
