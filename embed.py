@@ -168,7 +168,10 @@ def _text(metadata: dict[str, Any]) -> str:
 
 
 def prune(work: Worklist, store: Store) -> None:
-    """Remove stored records that are no longer in the list."""
+    """Remove stored records that are no longer in the list. Raises UserError if a folder was not readable."""
+    if not work.source.is_whole:
+        fault = f"folders that are not readable now: {work.source.notes[-1]}"
+        raise UserError(f"--prune would remove the records of {fault}")
     if len(extra := extra_ids(work, store)):
         store.remove(extra)
         print(f"pruned: {counted(len(extra), 'record')} no longer in the list")

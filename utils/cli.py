@@ -28,6 +28,17 @@ _MAY_BE_0 = """ANN_DIRRIFY_MAX_SIDE ANN_EXPORT_SEED ANN_SEED DOWNLOAD_WORKERS_PE
     IMAGE_CACHE_MAX_BYTES"""
 _AT_MOST_1 = ["ANN_DIRRIFY_MAX_SIMILARITY"]  # ... and these must not exceed 1
 _MAY_BE_EMPTY = ["ANN_HISTORY_PATH", "IMAGE_CACHE_DIR_PATH", "LOGS_DIR_PATH"]  # other paths must not
+_TYPES = {  # of the constants that are not text
+    bool: "ANN_DIRRIFY_SHOW_JUDGED DOWNLOAD_ALLOW_LOCAL DOWNLOAD_RESPECT_NOAI",
+    dict: "ANN_DIRRIFY_NEIGHBORS_WHERE ANN_DIRRIFY_WHERE ANN_EXPORT_SPLIT ANN_SAMPLER_CFG",
+    list: "ANN_DIRRIFY_EXCLUDE_DIRS ANN_DIRRIFY_POOL",
+    float: "ANN_DIRRIFY_MAX_SIMILARITY ANN_EXPORT_NEAR_DUPLICATE DOWNLOAD_TIMEOUT_S EMBED_RAY_CPUS_PER_ACTOR",
+    int: """ANN_DIRRIFY_MAX_SIDE ANN_DIRRIFY_NDIRS ANN_DIRRIFY_NNEAREST ANN_DIRRIFY_PICK_AMONG ANN_EXPORT_SEED ANN_SEED
+        BATCH_SIZE DOWNLOAD_ATTEMPTS DOWNLOAD_MAX_BYTES DOWNLOAD_WORKERS DOWNLOAD_WORKERS_PER_HOST EMBED_RAY_ACTORS
+        IMAGE_CACHE_MAX_BYTES MAX_IMAGE_PIXELS""",
+}
+_WORDS = {bool: "True or False, without quotes", dict: "a dict", list: "a list", str: "text in quotes"}
+_WORDS |= {float: "a number, without quotes", int: "a whole number, without quotes"}
 _EXAMPLES = {  # for error messages about JSON flags whose default is empty
     "ANN_DIRRIFY_EXCLUDE_DIRS": ["data/dirrify-of-another-reviewer"],
     "ANN_DIRRIFY_NEIGHBORS_WHERE": {"product": "shoe"},
@@ -72,13 +83,12 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
     result = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     comments = dict(re.findall(r"^(\w+).*  # (.*)$", inspect.getsource(config), re.MULTILINE))
     for name in names:
-        default = _read_constant(config, name)
+        kind, default = _read_constant(config, name)
         flag = "--" + name.lower().replace("_", "-")
         text = f"{comments.get(name, '')} (default: {json.dumps(default)})".replace("%", "%%")
-        if isinstance(default, bool):
+        if kind is bool:
             result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            kind = type(default)
             reader: Callable[[str], Any] = os.path.expanduser if name.endswith("_PATH") else kind
             if kind in (dict, list):
                 reader = _json_reader(kind, default or _EXAMPLES.get(name))
@@ -86,12 +96,17 @@ def parser(doc: str, config: ModuleType, names: Iterable[str]) -> argparse.Argum
     return result
 
 
-def _read_constant(config: ModuleType, name: str) -> Any:
-    value = getattr(config, name, None)
+def _read_constant(config: ModuleType, name: str) -> tuple[type, Any]:
+    """(type, value) of a constant. Raises UserError if it is missing or has another type, as a number in quotes has."""
+    if not hasattr(config, name):
+        raise UserError(f"{name} is missing in config.py; copy its line from this version's config.py")
+    value = getattr(config, name)
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if type(value) not in (str, bool, int, float, dict, list):
-        raise UserError(f"{name} in config.py is missing or {value!r}; copy its line from this version's config.py")
-    return value
+    kind = next((kind for kind, names in _TYPES.items() if name in names.split()), str)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number if kind is float else type(value) is kind):
+        raise UserError(f"{name} in config.py is {value!r}; it must be {_WORDS[kind]}")
+    return kind, value
 
 
 def run(main: Callable[[], int], at_once: bool = False) -> None:

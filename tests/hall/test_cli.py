@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_a_flag_that_takes_json_shows_a_useful_example(name: str):
         ("EMBED_RAY_ACTORS", "-1", "0 or more"),
         ("ANN_SEED", "-1", "0 or more"),
         ("ANN_EXPORT_SEED", "-1", "0 or more"),
-        ("DOWNLOAD_TIMEOUT_S", "0", "1 or more"),
+        ("DOWNLOAD_TIMEOUT_S", "0.0", "more than 0"),
         ("ANN_EXPORT_NEAR_DUPLICATE", "0.0", "more than 0"),
         ("ANN_DIRRIFY_MAX_SIMILARITY", "1.5", "more than 0 and at most 1"),
         ("ANN_DIRRIFY_MAX_SIMILARITY", "0.0", "more than 0 and at most 1"),
@@ -151,10 +152,11 @@ def test_what_is_printed_cannot_move_the_cursor_and_letters_stay():
 
 
 def test_comments_above_a_constant_are_its_help(tmp_path, monkeypatch):
-    (tmp_path / "other_config.py").write_text("N = 5  # images, 100% of them\n")
+    (tmp_path / "other_config.py").write_text("BATCH_SIZE = 5  # images, 100% of them\n")
     monkeypatch.syspath_prepend(tmp_path)
     module: types.ModuleType = __import__("other_config")
-    assert "images, 100% of them (default: 5)" in " ".join(cli.parser("doc", module, ["N"]).format_help().split())
+    text = cli.parser("doc", module, ["BATCH_SIZE"]).format_help()
+    assert "images, 100% of them (default: 5)" in " ".join(text.split())
 
 
 def other_config(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> types.ModuleType:
@@ -165,17 +167,43 @@ def other_config(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> ty
 
 
 def test_an_edited_config_needs_no_comments_and_may_hold_paths(tmp_path, monkeypatch):
-    text = "from pathlib import Path\nA_PATH = Path('a') / 'b'\nB = {\n    'fields': ['brand'],\n}\nC = 5 # one space\n"
-    parser = cli.parser("doc", other_config(tmp_path, monkeypatch, text), ["A_PATH", "B", "C"])
-    expected = {"a_path": str(Path("a") / "b"), "b": {"fields": ["brand"]}, "c": 5}
-    assert vars(parser.parse_args([])) == expected and "(default: 5)" in parser.format_help()
+    text = """from pathlib import Path
+A_PATH = Path("a") / "b"
+ANN_SAMPLER_CFG = {
+    "fields": ["brand"],
+}
+BATCH_SIZE = 5 # one space
+DOWNLOAD_TIMEOUT_S = 0.5
+"""
+    names = ["A_PATH", "ANN_SAMPLER_CFG", "BATCH_SIZE", "DOWNLOAD_TIMEOUT_S"]
+    parser = cli.parser("doc", other_config(tmp_path, monkeypatch, text), names)
+    expected = {"a_path": str(Path("a") / "b"), "ann_sampler_cfg": {"fields": ["brand"]}, "batch_size": 5}
+    assert vars(parser.parse_args([])) == expected | {"download_timeout_s": 0.5}
+    assert "(default: 5)" in parser.format_help()
 
 
-def test_a_constant_that_is_missing_or_of_no_use_is_one_line(tmp_path, monkeypatch):
-    module = other_config(tmp_path, monkeypatch, "A = None\nB = {1}\n")
-    for name, value in {"A": "None", "B": r"\{1\}", "C": "None"}.items():
-        with pytest.raises(UserError, match=f"^{name} in config.py is missing or {value}; copy its line from "):
-            cli.parser("doc", module, [name])
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("ANN_SEED = 0", "BATCH_SIZE is missing in config.py; copy its line from this version's config.py"),
+        ("BATCH_SIZE = None", "BATCH_SIZE in config.py is None; it must be a whole number, without quotes"),
+        ("BATCH_SIZE = '32'", "BATCH_SIZE in config.py is '32'; it must be a whole number, without quotes"),
+        ("ANN_SEED = 1.5", "ANN_SEED in config.py is 1.5; it must be a whole number, without quotes"),
+        ("ANN_SEED = True", "ANN_SEED in config.py is True; it must be a whole number, without quotes"),
+        ("DOWNLOAD_TIMEOUT_S = '9'", "DOWNLOAD_TIMEOUT_S in config.py is '9'; it must be a number, without quotes"),
+        (
+            "DOWNLOAD_ALLOW_LOCAL = 'False'",
+            "DOWNLOAD_ALLOW_LOCAL in config.py is 'False'; it must be True or False, without quotes",
+        ),
+        ("ANN_DIRRIFY_POOL = 'images'", "ANN_DIRRIFY_POOL in config.py is 'images'; it must be a list"),
+        ("ANN_DIRRIFY_WHERE = {1}", "ANN_DIRRIFY_WHERE in config.py is {1}; it must be a dict"),
+        ("COLLECTION_NAME = 2026", "COLLECTION_NAME in config.py is 2026; it must be text in quotes"),
+        ("LOGS_DIR_PATH = None", "LOGS_DIR_PATH in config.py is None; it must be text in quotes"),
+    ],
+)
+def test_a_constant_that_is_missing_or_has_another_type_is_one_line(tmp_path, monkeypatch, line, fault):
+    with pytest.raises(UserError, match=f"^{re.escape(fault)}$"):
+        cli.parser("doc", other_config(tmp_path, monkeypatch, line), [fault.split()[0]])
 
 
 def test_a_tilde_is_the_home_folder_in_flags_and_constants(tmp_path, monkeypatch):

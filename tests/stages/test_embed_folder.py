@@ -113,6 +113,24 @@ def test_a_changed_file_is_named_and_embedded_again_only_if_asked(
     assert finding in mixed.stdout and summary(2, 1, 0, 0, 0, 0) in mixed.stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no way to make a folder that is not readable")
+def test_records_of_a_folder_that_is_not_readable_are_not_pruned(
+    tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
+):
+    flags = ["--clip-model-name", offline_model_name, "--precision", "fp32"]
+    assert run_here("embed.py", folder, *flags).returncode == 0
+    shutil.rmtree(folder / "Kreta 2019")
+    parent = os.open(folder, os.O_RDONLY)
+    for _ in range(25):  # the path becomes longer than the system allows, which binds root, too
+        os.mkdir("x" * 200, dir_fd=parent)
+        parent = os.open("x" * 200, os.O_RDONLY, dir_fd=parent)
+    before = stored(tmp_path)
+    pruning = run_here("embed.py", folder, *flags, "--prune")
+    assert pruning.returncode == 2 and stored(tmp_path).keys() == before.keys()
+    expected = "--prune would remove the records of folders that are not readable now: 1 folder left out: not readable"
+    assert expected in pruning.stderr
+
+
 def test_a_csv_of_the_same_files_gives_the_same_collection(
     tmp_path: Path, run_here: RunScript, folder: Path, offline_model_name: str
 ):

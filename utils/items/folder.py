@@ -35,14 +35,15 @@ class File(NamedTuple):
     time: int
 
 
-def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
-    """Find the image files in and below a folder, sorted; also return notes for people about skipped files and folders.
+def find_images(root: Path) -> tuple[list[File], tuple[str, ...], bool]:
+    """Find the image files in and below a folder: (files, sorted; notes for people; whether all folders are readable).
 
     Hidden and system folders, links to folders and the folders of later stages are not searched. Takes 220 bytes of
-    memory per file.
+    memory per file. Raises OSError if `root` is not readable.
     """
     files: list[File] = []
     left_out = collections.Counter[str]()
+    os.scandir(root).close()
     with bar(None, f"search {printable(str(root))}", "file") as progress:
         for path, below, names in os.walk(root, onerror=lambda _: left_out.update([_UNREADABLE])):
             below[:] = sorted(name for name in below if _is_searched(name, names))
@@ -54,7 +55,8 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...]]:
                     left_out[no_image] += 1
                 else:
                     files.append(File(folder, name, size, time))
-    return files, tuple(f"{counted(left_out[w], w)} left out: {why}" for w, why in _NOTES.items() if left_out[w])
+    notes = tuple(f"{counted(left_out[w], w)} left out: {why}" for w, why in _NOTES.items() if left_out[w])
+    return files, notes, not left_out[_UNREADABLE]
 
 
 def _is_searched(name: str, files_beside: list[str]) -> bool:

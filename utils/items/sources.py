@@ -37,7 +37,7 @@ class Source(NamedTuple):
     """An input. Each call of `read` yields all its elements; `format` and `notes` are for people.
 
     An element is any JSON value, or an ImageError for a row that is not an item. `identify` returns the id of an
-    element, or raises ImageError("bad_record").
+    element, or raises ImageError("bad_record"). `is_whole`: whether all folders in and below the input were readable.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Source(NamedTuple):
     identify: Callable[[Any], uuid.UUID]
     is_folder: bool = False
     notes: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
 def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> Source:
@@ -55,9 +56,9 @@ def open_source(path: Path, url_field: str = "url", id_field: str = "url") -> So
     """
     if path.is_dir():
         root = path.resolve()
-        files, notes = folder.find_images(root)
+        files, notes, is_whole = folder.find_images(root)
         read_items = functools.partial(folder.read_items, root, files)
-        return Source(path, "a folder of images", read_items, folder.image_id, True, notes)
+        return Source(path, "a folder of images", read_items, folder.image_id, True, notes, is_whole)
     try:
         name, open_file, reader = _find_format(path, url_field)
     except FileNotFoundError:
