@@ -167,12 +167,13 @@ def _print_end(line: str, code: int) -> int:
     return code
 
 
-def _json_reader(kind: type, example: Any) -> Callable[[str], Any]:
+def _json_reader(kind: type[dict] | type[list], example: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(value := json.loads(text), kind):
+            value = json.loads(text)
+            if isinstance(value, kind) and (kind is dict or all(isinstance(element, str) for element in value)):
                 return value
-        name = "object" if kind is dict else "list"
+        name = "object" if kind is dict else "list of strings"
         raise argparse.ArgumentTypeError(f"{text[:200]} is not a JSON {name}; an example is '{json.dumps(example)}'")
 
     return read

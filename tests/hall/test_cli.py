@@ -36,13 +36,17 @@ def test_flags_have_the_constants_types_and_defaults():
     [
         (["--ann-sampler-cfg", "[1]"], r"--ann-sampler-cfg: \[1\] is not a JSON object; an example is '{\"fields\": "),
         (["--ann-sampler-cfg", "{"], "--ann-sampler-cfg: { is not a JSON object; an example is "),
+        (
+            ["--ann-dirrify-pool", "[2024]"],
+            r"--ann-dirrify-pool: \[2024\] is not a JSON list of strings; an example is ",
+        ),
         (["--ann-export-split", "{}}"], 'an example is \'{"train": 0.8, '),
         (["--batch-size", "x"], "--batch-size: invalid int value: 'x'"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag; --help lists all flags"),
     ],
 )
 def test_an_argument_that_does_not_parse_is_one_line(flags: list[str], line: str):
-    parser = cli.parser("doc", config, ["BATCH_SIZE", "ANN_SAMPLER_CFG", "ANN_EXPORT_SPLIT"])
+    parser = cli.parser("doc", config, ["BATCH_SIZE", "ANN_SAMPLER_CFG", "ANN_DIRRIFY_POOL", "ANN_EXPORT_SPLIT"])
     with pytest.raises(UserError, match=line) as raised:
         parser.parse_args(flags)
     assert "\n" not in str(raised.value)
@@ -53,7 +57,7 @@ JSON_FLAGS = [name for name, value in vars(config).items() if name.isupper() and
 
 @pytest.mark.parametrize("name", JSON_FLAGS)
 def test_a_flag_that_takes_json_shows_a_useful_example(name: str):
-    with pytest.raises(UserError, match=r"is not a JSON (object|list); an example is '[{\[].+[}\]]'"):
+    with pytest.raises(UserError, match=r"is not a JSON (object|list of strings); an example is '[{\[].+[}\]]'"):
         cli.parser("doc", config, [name]).parse_args([f"--{name.lower().replace('_', '-')}", "images"])
 
 

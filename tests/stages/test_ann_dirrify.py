@@ -16,6 +16,7 @@ import ann_dirrify
 from tests.support.annotation_data import (
     ANNOTATED,
     CACHE,
+    CHROMA,
     ROOT,
     fill_cache,
     id_of,
@@ -31,6 +32,7 @@ from utils.annotation import dir_images, history
 from utils.annotation.neighbor_dirs import DirWriter, read_digests
 from utils.errors import UserError
 from utils.lock import hold, lock_path
+from utils.store.collection import open_client
 
 N = 60
 
@@ -322,6 +324,21 @@ def test_data_that_changed_meanwhile_adds_new_directories_to_those_that_are_ther
     assert list(samples)[:2] == list(before)
     assert len(samples) == 4
     assert not {id_ for listed in before.values() for id_ in listed} & set(list(samples)[2:])
+
+
+@pytest.mark.parametrize("changed", ["images", "other"])
+def test_vectors_that_changed_meanwhile_are_other_data(vectors, ids, changed, monkeypatch):
+    make_collection(random_vectors(N, seed=1), [f"http://photos.invalid/{i}.jpg" for i in range(N)], name="other")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(4, patch)
+        dirrify("--ann-dirrify-pool", '["other"]', n_dirs=N)
+    before = read_samples()
+    embedded_again = open_client(CHROMA).get_collection(changed, embedding_function=None)
+    embedded_again.update(ids=ids, embeddings=random_vectors(N, seed=2))
+    dirrify("--ann-dirrify-pool", '["other"]', n_dirs=N)
+    samples = read_samples()
+    assert list(samples)[:4] == list(before)
+    assert not {id_ for listed in before.values() for id_ in listed} & set(list(samples)[4:])
 
 
 @pytest.fixture

@@ -114,8 +114,10 @@ class Candidates:
         return {self.ids[row]: round(float(cosine), 6) for row, cosine in zip(rows, cosines)}
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, roles, decisions and judged pairs: equal fingerprints give equal directories."""
+        """SHA-256 over ids, vectors, roles, decisions and judged pairs: equal fingerprints give equal directories."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
+        for vectors in (self.vectors, *self.pool.values()):  # another model may have embedded the same images
+            digest.update(vectors.data)
         digest.update(self.allowed.tobytes() + self.eligible.tobytes())
         digest.update(repr(sorted((row, sorted(rows)) for row, rows in self.judged.items())).encode())
         digest.update(repr(self.annotated).encode())
