@@ -70,6 +70,11 @@ def test_reading_waits_for_the_writer_and_says_who_it_is(ids, monkeypatch):
         assert images.count() == N, "it can be opened again"
 
 
+def test_an_existing_collection_is_opened_by_reading(ids, monkeypatch):
+    monkeypatch.delattr("chromadb.api.client.Client.get_or_create_collection")
+    assert collection.create(CHROMA, "images", {}).count() == N
+
+
 @pytest.mark.parametrize(
     ("path", "name", "message"),
     [

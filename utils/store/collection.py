@@ -105,13 +105,19 @@ def _get(client: chromadb.ClientAPI, name: str) -> chromadb.Collection:
 
 def create(place: Place, name: str, model: dict[str, Any]) -> chromadb.Collection:
     """Open the collection `name` to write to it; create it with the metadata `model` if missing. Raises UserError."""
+    from chromadb.errors import NotFoundError
+
     check_name(name)
     hnsw: Any = {"space": "cosine"}
     if isinstance(place, Server):
         hnsw["sync_threshold"] = SERVER_SYNC_THRESHOLD
-    collection = open_client(place).get_or_create_collection(
-        name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
-    )
+    client = open_client(place)
+    try:  # after get_or_create_collection(), the next write sometimes finds the database locked
+        collection = client.get_collection(name, embedding_function=None)
+    except NotFoundError:
+        collection = client.get_or_create_collection(
+            name, embedding_function=None, metadata=model or None, configuration={"hnsw": hnsw}
+        )
     _check_space(collection)  # an existing collection keeps its configuration
     return collection
 
