@@ -247,10 +247,14 @@ def test_what_stays_away_is_given_up_in_one_line(chroma, monkeypatch):
 
 
 class Proxy(Server):
-    """Lets in who knows the secret, and then plays a server that hangs, but for its heartbeat."""
+    """Lets in who knows the secret, and then plays a server that hangs, but for its heartbeat; or answers `always`."""
+
+    always = 0
 
     def answer(self, request) -> None:
-        if request.headers.get("X-Token") != SECRET:
+        if self.always and not ("heartbeat" in request.path and self.always == 413):
+            send(request, self.always, b"<html>\n<title>a page</title>", {"Location": "https://a.invalid"})
+        elif request.headers.get("X-Token") != SECRET:
             send(request, 401, b"")
         elif "heartbeat" in request.path:
             send(request, 200, b'{"nanosecond heartbeat": 1}')
@@ -267,7 +271,7 @@ def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkey
             server.choose("", proxy.url, "")
         with pytest.raises(UserError, match="not set"):
             server.choose("", proxy.url, "TEST_HEADERS")
-        for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}'):
+        for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}', f'{{"a": "{SECRET}\\n"}}', f'{{"ö": "{SECRET}"}}'):
             monkeypatch.setenv("TEST_HEADERS", bad)
             with pytest.raises(UserError, match="TEST_HEADERS must be a JSON object") as caught:
                 server.choose("", proxy.url, "TEST_HEADERS")
@@ -281,12 +285,33 @@ def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkey
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://a", "http://", f"http://me:{SECRET}@a", f"http://a?k={SECRET}"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://a",
+        "http://",
+        "http://[a",
+        " http://a",
+        "http://a#b",
+        f"http://me:{SECRET}@a",
+        f"http://a?k={SECRET}",
+    ],
 )
 def test_urls_that_are_none_or_hold_secrets_are_refused(url):
     with pytest.raises(UserError) as caught:
         server.choose("", url, "")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(301, r"not a Chroma server \(301\)"), (503, r"no Chroma .* \(503\)"), (413, r"proxy .* answers 413 \w+")],
+)
+def test_what_a_proxy_answers_is_named(status, message, monkeypatch):
+    monkeypatch.setenv("TEST_HEADERS", json.dumps({"X-Token": SECRET}))
+    with Proxy() as proxy, pytest.raises(UserError, match=message):
+        proxy.always = status
+        collection.open_client(server.choose("", proxy.url, "TEST_HEADERS"))
 
 
 def test_requests_fit():

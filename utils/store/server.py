@@ -11,7 +11,6 @@ import json
 import os
 import re
 import time
-import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,11 +51,9 @@ def choose(path: str, url: str, headers_env: str) -> Place:
     """The server at `url`, which must answer now; the folder `path` if `url` is "". Raises UserError."""
     if not url:
         return Path(path)
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError("CHROMA_SERVER_URL must be http(s)://host:port")
-    if parts.username is not None or parts.query:
-        raise UserError("CHROMA_SERVER_URL must not contain a secret; put it in a header (CHROMA_SERVER_HEADERS_ENV)")
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+        remedy = "a secret belongs in a header (CHROMA_SERVER_HEADERS_ENV)"
+        raise UserError(f"CHROMA_SERVER_URL must be http(s)://host:port, without user, ? and #; {remedy}")
     server = Server(url.rstrip("/"), headers_env)
     _check(server)
     return server
@@ -91,8 +88,10 @@ def read_headers(server: Server) -> dict[str, str]:
         raise UserError(f"CHROMA_SERVER_HEADERS_ENV names {name}, which is not set in the environment") from None
     except ValueError:
         headers = None
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise UserError(f"the environment variable {name} must be a JSON object whose values are strings") from None
+    texts = [*headers, *headers.values()] if isinstance(headers, dict) else [None]
+    if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts):
+        what = "must be a JSON object whose values are strings of printable ASCII characters"
+        raise UserError(f"the environment variable {name} {what}") from None
     return headers
 
 
@@ -114,12 +113,19 @@ def _check(server: Server) -> None:
 
     heartbeat = f"{server.url}/api/v2/heartbeat"
     try:
-        # A no-op auth keeps ~/.netrc credentials out.
-        answer = requests.get(heartbeat, headers=read_headers(server), timeout=CONNECT_TIMEOUT_S, auth=lambda r: r)
+        # A no-op auth keeps ~/.netrc credentials out. Chroma's client does not follow redirects.
+        answer = requests.get(
+            heartbeat,
+            headers=read_headers(server),
+            timeout=CONNECT_TIMEOUT_S,
+            auth=lambda r: r,
+            allow_redirects=False,
+        )
+        problem = str(answer.status_code) if answer.status_code in _AWAY else ""
     except (requests.RequestException, UnicodeError) as error:
-        raise UserError(
-            f"no Chroma server answers at {server} ({type(error).__name__}); start it, or correct CHROMA_SERVER_URL"
-        ) from None
+        problem = type(error).__name__
+    if problem:
+        raise UserError(f"no Chroma server answers at {server} ({problem}); start it, or correct CHROMA_SERVER_URL")
     if answer.status_code in (401, 403):
         raise UserError(f"{server} refuses access ({answer.status_code}); set CHROMA_SERVER_HEADERS_ENV")
     if not answer.ok or "heartbeat" not in answer.text:
@@ -150,9 +156,11 @@ def _with_retries(request: Callable[..., Any], url: str) -> Callable[..., Any]:
         while True:
             try:
                 response = request(*args, **kwargs)
+                problem = f"answers {response.status_code} {response.reason_phrase}"
                 if response.status_code not in _AWAY:
-                    return response
-                problem = f"answers {response.status_code}"
+                    if response.is_success or "json" in response.headers.get("Content-Type", ""):
+                        return response
+                    raise UserError(f"a proxy before the Chroma server at {url} {problem}; correct that, and run again")
             except httpx.TransportError as error:
                 problem = type(error).__name__
             if not until:
