@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,18 @@ def mean_precision(vectors: np.ndarray, groups: list[Group]) -> float:
 def test_what_it_learns_helps_groups_that_it_has_not_seen(recipe):
     vectors, groups = hidden_classes()
     matrix = learn(vectors, groups[:30], leading(vectors), recipe, 0)
+    assert mean_precision(project(vectors, matrix), groups[30:]) > mean_precision(vectors, groups[30:]) + 0.1
+
+
+def test_a_group_of_a_thousand_images_takes_the_memory_of_a_small_one():
+    vectors, groups = hidden_classes(n=1_000)
+    labels = np.arange(1_000) % 4
+    groups[0] = (np.flatnonzero(labels == 0).tolist(), np.flatnonzero(labels).tolist())
+    tracemalloc.start()
+    matrix = learn(vectors, groups[:30], leading(vectors), RECIPES[0], 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
     assert mean_precision(project(vectors, matrix), groups[30:]) > mean_precision(vectors, groups[30:]) + 0.1
 
 

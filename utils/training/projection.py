@@ -22,6 +22,7 @@ N_DIMS = 128  # the projection is learned on this many leading directions of the
 REST = 0.5  # weight of all other directions, mostly noise; on unseen images, removing them is worse than halving them
 N_STEPS, BATCH_GROUPS, LEARNING_RATE, BETAS = 120, 32, 6e-3, (0.9, 0.999)  # settings of Adam
 MARGIN = 0.45  # cosine; a kept and a deleted image below it are far enough apart
+MAX_SIDE = 64  # kept images, and deleted images, of a group to learn from: a batch is as large as its largest group
 CHUNK = 50_000  # vectors projected at a time
 
 
@@ -49,11 +50,12 @@ def learn(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarray, recip
     pair. Takes a tenth of a second for 128 dimensions and groups of 21.
     Source: the contrastive loss of Hadsell, Chopra & LeCun, CVPR 2006, on cosines; Kingma & Ba, arXiv 1412.6980.
     """
-    groups = [group for group in groups if group[0] and len(group[0]) + len(group[1]) > 1]
+    rng = np.random.default_rng(seed)
+    groups = [(_sample(kept, rng), _sample(deleted, rng)) for kept, deleted in groups if kept and (kept[1:] or deleted)]
     if not groups:
         return np.eye(len(basis), dtype=np.float32)
     rows, is_anchor, is_kept, is_deleted = _as_arrays(groups, recipe)
-    images, rng = normalize(vectors @ basis), np.random.default_rng(seed)
+    images = normalize(vectors @ basis)
     identity = np.eye(basis.shape[1], dtype=np.float32)
     projection, mean, square = identity.copy(), np.zeros_like(identity), np.zeros_like(identity)
     others = 1 - np.eye(rows.shape[1], dtype=np.float32)
@@ -68,6 +70,11 @@ def learn(vectors: np.ndarray, groups: Sequence[Group], basis: np.ndarray, recip
         spread = np.sqrt(square / (1 - BETAS[1] ** step)) + 1e-8
         projection -= LEARNING_RATE / (1 - BETAS[0] ** step) * mean / spread
     return _expand(projection, basis)
+
+
+def _sample(side: list[int], rng: np.random.Generator) -> list[int]:
+    """At most MAX_SIDE rows, chosen at random except for the first, which may be the main image."""
+    return side if len(side) <= MAX_SIDE else [side[0], *rng.choice(side[1:], MAX_SIDE - 1, replace=False).tolist()]
 
 
 def _gradient(projection: np.ndarray, images: np.ndarray, similar: np.ndarray, different: np.ndarray) -> np.ndarray:
