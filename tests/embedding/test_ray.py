@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.servers import PhotoServer
-from utils.embedding import ray_actor
+from tests.support import offline_model
+from tests.support.servers import PhotoServer, closed_port
+from utils.embedding import ray_actor, ray_run
 from utils.embedding.fetcher import Fetcher
 from utils.embedding.run import Plan
 from utils.errors import UserError
@@ -89,6 +90,26 @@ def test_two_actors_make_what_one_process_makes_though_one_is_killed(photos, tmp
     for id_, (vector, metadata) in expected.items():
         assert found[id_][1] == metadata
         assert found[id_][0] @ vector >= 0.9999
+
+
+@pytest.mark.parametrize("prefix", ["127.0.0.1:", "ray://127.0.0.1:"])
+def test_an_address_without_ray_is_one_line_at_once(prefix):
+    refused = pytest.raises(UserError, match=r"no Ray at EMBED_RAY_ADDRESS .*refused")
+    with refused, ray_run.cluster(f"{prefix}{closed_port()}"):
+        pass
+
+
+def test_an_error_of_an_actor_is_one_line_and_its_traceback_in_the_log(photo_server, tmp_path, run_script):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "formatted.json").write_text(json.dumps([f"{photo_server.url}/a.jpg"]))
+    model = offline_model.build_small_vit(tmp_path / "model")
+    flags = ["--clip-model-name", f"local-dir:{model}", "--download-allow-local", "--device", "cuda:99"]
+    done = run_script("embed.py", *flags, "--embed-ray-address", "local", "--embed-ray-actors", "1", timeout=LIMIT_S)
+    assert done.returncode == 2
+    assert "\nerror: Ray failed: DEVICE 'cuda:99' cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (log,) = (tmp_path / "data" / "logs").iterdir()
+    assert "_find_device" in log.read_text()
 
 
 class Broken(Fetcher):

@@ -271,7 +271,7 @@ def test_headers_come_from_the_environment_and_a_hanging_server_times_out(monkey
             server.choose("", proxy.url, "")
         with pytest.raises(UserError, match="not set"):
             server.choose("", proxy.url, "TEST_HEADERS")
-        for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}', f'{{"a": "{SECRET}\\n"}}', f'{{"ö": "{SECRET}"}}'):
+        for bad in (SECRET, f'["{SECRET}"]', f'{{"{SECRET}": 1}}'):
             monkeypatch.setenv("TEST_HEADERS", bad)
             with pytest.raises(UserError, match="TEST_HEADERS must be a JSON object") as caught:
                 server.choose("", proxy.url, "TEST_HEADERS")

@@ -7,12 +7,13 @@ or not at all, with one output row per input row, so that every image gets exact
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import logging
 import os
 import signal
-import sys
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from utils.errors import ImageError, UserError
 from utils.ids import from_ids
 from utils.items.formatted import to_metadata
 from utils.items.worklist import TODO, Worklist
-from utils.log import bar
+from utils.log import LOG, bar
 from utils.store.store import Store
 from utils.web.machine import Suspects
 
@@ -34,6 +35,14 @@ ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["data", "tests", ".git", ".venv", "*.pyc"]  # not sent to the workers
 BLOCKS_PER_ACTOR = 4  # minimum, so that all actors end at about the same time
 MAX_BLOCK = 8  # batches; a dead actor's blocks are repeated, and all pixels of a block may wait in memory
+
+
+class _Log(io.TextIOBase):
+    """Takes what Ray prints on stdout, such as tracebacks of dead workers, and writes it to the log file."""
+
+    def write(self, text: str) -> int:
+        LOG.debug(text.rstrip())
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -47,10 +56,13 @@ def cluster(address: str) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     environment = {"working_dir": str(ROOT), "excludes": EXCLUDES}
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    with contextlib.redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which is for the summary
+    with contextlib.redirect_stdout(_Log()):
         try:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if port.isdigit():  # ray.init() would wait for a dead address for many minutes
+                socket.create_connection((host.strip("[]"), port), timeout=10).close()
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"no Ray at EMBED_RAY_ADDRESS {address}: {_last_line(error)}") from None
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init() replaced it
         try:
@@ -131,7 +143,7 @@ def embed(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     batch_size = actor[0].batch_size
     n_block = min(MAX_BLOCK, max(1, n_rows // (batch_size * n_actors * BLOCKS_PER_ACTOR))) * batch_size
     blocks: Any = []
@@ -154,8 +166,9 @@ def embed(
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield table.to_pydict()
     except ray.exceptions.RayError as error:
-        raise UserError(f"Ray failed: {_last_line(error)}; run again: everything stored so far is safe") from None
+        raise UserError(f"Ray failed: {_last_line(error)}; run again: everything stored so far is safe") from error
 
 
 def _last_line(error: BaseException) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return last.removeprefix("utils.errors.UserError: ")
