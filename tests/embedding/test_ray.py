@@ -99,6 +99,13 @@ def test_an_address_without_ray_is_one_line_at_once(prefix):
         pass
 
 
+def test_too_few_cores_for_an_actor_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert ray_run.count_actors(0, 2) == (1, 0) and not caplog.text
+    assert ray_run.count_actors(0, 64) == (1, 0)
+    assert "EMBED_RAY_CPUS_PER_ACTOR is 64, and Ray has 2" in caplog.text
+
+
 def test_an_error_of_an_actor_is_one_line_and_its_traceback_in_the_log(photo_server, tmp_path, run_script):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "formatted.json").write_text(json.dumps([f"{photo_server.url}/a.jpg"]))

@@ -127,6 +127,8 @@ def count_actors(n_actors: int, cpus_per_actor: int) -> tuple[int, int]:
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
     n_cpus = int(resources.get("CPU", 1))
+    if not n_gpus and cpus_per_actor > n_cpus:  # a cluster may grow
+        LOG.warning("EMBED_RAY_CPUS_PER_ACTOR is %d, and Ray has %d: waiting for more", cpus_per_actor, n_cpus)
     return n_actors or n_gpus or max(1, n_cpus // cpus_per_actor), 1 if n_gpus else 0
 
 
