@@ -43,7 +43,7 @@ def find_images(root: Path) -> tuple[list[File], tuple[str, ...], bool]:
     """
     files: list[File] = []
     left_out = collections.Counter[str]()
-    os.scandir(root).close()
+    os.scandir(root).close()  # raises; os.walk() takes it for a folder below
     with bar(None, f"search {printable(str(root))}", "file") as progress:
         for path, below, names in os.walk(root, onerror=lambda _: left_out.update([_UNREADABLE])):
             below[:] = sorted(name for name in below if _is_searched(name, names))
